@@ -1,0 +1,102 @@
+//! Encoding, finding and scanning of vParquet4 blocks of synthetic traces, per span and per byte of OTLP.
+//!
+//! Run with `cargo bench -p rubato-storage --bench block`. Before measuring it prints what a span costs on disk, by leaf.
+
+use std::{collections::BTreeMap, hint::black_box, sync::Arc};
+
+use bytes::Bytes;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use object_store::memory::InMemory;
+use parquet::file::{reader::FileReader as _, serialized_reader::SerializedFileReader};
+use storage::{
+    backend::Store,
+    block::{Encoded, Projection, Reader, Settings, TraceSegments, encode},
+    id::{BlockId, Tenant, TraceId},
+    otlp::{Walk, index},
+    segment::Segment,
+    synthetic,
+    wal::Position,
+};
+
+const TRACES: usize = 4000;
+
+fn traces(requests: &[Bytes]) -> Vec<TraceSegments> {
+    let mut traces: BTreeMap<TraceId, Vec<Arc<Segment>>> = BTreeMap::new();
+    let mut walk = Walk::default();
+    for body in requests {
+        index(body, &mut walk).expect("a valid request");
+        for segment in Segment::split(&Tenant::single(), Position(0), body, &walk) {
+            traces.entry(segment.trace_id).or_default().push(Arc::new(segment));
+        }
+    }
+    traces.into_iter().map(|(trace_id, segments)| TraceSegments { trace_id, segments }).collect()
+}
+
+fn describe(encoded: &Encoded, spans: u64, bytes: u64) {
+    let file = SerializedFileReader::new(encoded.data.clone()).expect("our own file");
+    let mut leaves = BTreeMap::new();
+    for group in file.metadata().row_groups() {
+        for chunk in group.columns() {
+            let sizes: &mut (i64, i64) = leaves.entry(chunk.column_path().string()).or_default();
+            sizes.0 += chunk.compressed_size();
+            sizes.1 += chunk.uncompressed_size();
+        }
+    }
+    let per_span = |bytes: f64| bytes / spans as f64;
+    eprintln!(
+        "{spans} spans: {:.1} bytes of OTLP, {:.1} stored (data.parquet), {:.2} of them footer, per span",
+        per_span(bytes as f64),
+        per_span(encoded.data.len() as f64),
+        per_span(encoded.meta.footer_size.into())
+    );
+    let mut leaves: Vec<_> = leaves.into_iter().collect();
+    leaves.sort_by_key(|(_, (stored, _))| -stored);
+    for (leaf, (stored, raw)) in leaves.iter().take(24) {
+        eprintln!("{:8.2} stored {:8.2} before compression  {leaf}", per_span(*stored as f64), per_span(*raw as f64));
+    }
+}
+
+fn block(criterion: &mut Criterion) {
+    let requests = synthetic::requests(1, TRACES);
+    let bytes: u64 = requests.iter().map(|body| body.len() as u64).sum();
+    let traces = traces(&requests);
+    let spans: u64 = traces.iter().flat_map(|trace| &trace.segments).map(|segment| segment.spans.len() as u64).sum();
+    let (settings, tenant, id) = (Settings::default(), Tenant::single(), BlockId::nil());
+    let encoded = encode(&settings, &tenant, id, &traces).expect("encode");
+    describe(&encoded, spans, bytes);
+
+    let mut group = criterion.benchmark_group("block");
+    group.sample_size(20);
+    group.throughput(Throughput::ElementsAndBytes { elements: spans, bytes });
+    group.bench_function("encode", |bencher| bencher.iter(|| encode(&settings, &tenant, id, black_box(&traces)).expect("encode")));
+
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+    let store = Store::new(Arc::new(InMemory::new()), "");
+    let reader = runtime.block_on(async {
+        store.put(&encoded).await.expect("put");
+        Reader::open(&store, Arc::new(encoded.meta.clone())).await.expect("open")
+    });
+    group.sample_size(10);
+    for (name, projection) in [("scan_all", Projection::ALL), ("scan_intrinsics", Projection::INTRINSICS)] {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| runtime.block_on(async { reader.scan(0, projection).await.expect("scan").len() }));
+        });
+    }
+    group.sample_size(20);
+    group.throughput(Throughput::Elements(1));
+    let ids: Vec<_> = traces.iter().map(|trace| trace.trace_id).collect();
+    let mut next = 0;
+    group.bench_function("find", |bencher| {
+        bencher.iter(|| {
+            next = (next + 997) % ids.len();
+            runtime.block_on(async { reader.find(ids[next]).await.expect("find").expect("is there") })
+        });
+    });
+    group.bench_function("find_absent", |bencher| {
+        bencher.iter(|| runtime.block_on(async { reader.find(TraceId([0xab; 16])).await.expect("find") }));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, block);
+criterion_main!(benches);

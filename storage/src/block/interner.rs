@@ -1,0 +1,163 @@
+//! Gives equal byte strings equal small numbers, in order of first appearance: the dictionaries of the columns.
+//!
+//! Strings lie one after the other in one buffer, which is already the body of a dictionary page apart from the lengths. The hash is
+//! seeded per process, so that nobody can prepare strings that collide; numbers depend on the order of appearance only.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::LazyLock,
+};
+
+static SEED: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0u8));
+
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+#[inline(always)]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+#[inline(always)]
+fn word(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()).map_or(0, |chunk| u64::from_le_bytes(*chunk))
+}
+
+#[inline]
+fn hash(seed: u64, bytes: &[u8]) -> u32 {
+    let length = bytes.len();
+    let mut state = seed ^ (length as u64).wrapping_mul(MULTIPLIER);
+    if length < 8 {
+        let tail = bytes.iter().fold(0u64, |tail, &byte| tail << 8 | u64::from(byte));
+        state = fold(state ^ tail, MULTIPLIER);
+    } else {
+        let mut at = 0;
+        while at + 8 < length {
+            state = fold(state ^ word(bytes, at), MULTIPLIER);
+            at += 8;
+        }
+        state = fold(state ^ word(bytes, length - 8), MULTIPLIER ^ seed);
+    }
+    (state ^ state >> 32) as u32
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(crate) struct Interner {
+    /// Open addressing; `hash << 32 | number + 1`, or 0 when empty. A power of two long, at most half full.
+    slots: Vec<u64>,
+    bytes: Vec<u8>,
+    /// End of each string in `bytes`.
+    ends: Vec<usize>,
+    seed: u64,
+}
+
+impl Default for Interner {
+    fn default() -> Self {
+        Self { slots: vec![0; 16], bytes: Vec::new(), ends: Vec::new(), seed: *SEED }
+    }
+}
+
+impl Interner {
+    /// The string's number, and whether it is new.
+    #[inline]
+    pub(crate) fn intern(&mut self, bytes: &[u8]) -> (u32, bool) {
+        let hash = hash(self.seed, bytes);
+        let mask = self.slots.len() - 1;
+        let mut at = hash as usize & mask;
+        loop {
+            let slot = self.slots[at];
+            if slot == 0 {
+                return (self.insert(bytes, hash, at), true);
+            }
+            let number = slot as u32 - 1;
+            if (slot >> 32) as u32 == hash && self.get(number) == bytes {
+                return (number, false);
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    #[cold]
+    fn insert(&mut self, bytes: &[u8], hash: u32, at: usize) -> u32 {
+        let number = self.ends.len() as u32;
+        self.bytes.extend_from_slice(bytes);
+        self.ends.push(self.bytes.len());
+        self.slots[at] = u64::from(hash) << 32 | u64::from(number + 1);
+        if self.ends.len() * 2 > self.slots.len() {
+            let mut slots = vec![0; self.slots.len() * 4];
+            let mask = slots.len() - 1;
+            for &slot in self.slots.iter().filter(|&&slot| slot != 0) {
+                let mut at = (slot >> 32) as usize & mask;
+                while slots[at] != 0 {
+                    at = (at + 1) & mask;
+                }
+                slots[at] = slot;
+            }
+            self.slots = slots;
+        }
+        number
+    }
+
+    /// The string of a number.
+    #[inline]
+    pub(crate) fn get(&self, number: u32) -> &[u8] {
+        let number = number as usize;
+        let start = if number == 0 { 0 } else { self.ends[number - 1] };
+        &self.bytes[start..self.ends[number]]
+    }
+
+    /// Number of strings.
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Bytes of all strings.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Forgets all strings.
+    pub(crate) fn clear(&mut self) {
+        self.slots.clear();
+        self.slots.resize(16, 0);
+        self.bytes.clear();
+        self.ends.clear();
+    }
+
+    /// The body of a PLAIN dictionary page.
+    pub(crate) fn write_plain(&self, out: &mut Vec<u8>) {
+        out.reserve(self.bytes.len() + 4 * self.ends.len());
+        let mut start = 0;
+        for &end in &self.ends {
+            out.extend_from_slice(&((end - start) as u32).to_le_bytes());
+            out.extend_from_slice(&self.bytes[start..end]);
+            start = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_strings_have_equal_numbers() {
+        let mut interner = Interner::default();
+        let strings: Vec<String> = (0..5000).map(|i| "x".repeat(i % 23) + &(i / 3).to_string()).collect();
+        let mut model: Vec<&str> = Vec::new();
+        for text in strings.iter().chain(&strings) {
+            let expected = model.iter().position(|known| known == text).unwrap_or(model.len());
+            assert_eq!(interner.intern(text.as_bytes()), (expected as u32, expected == model.len()));
+            if expected == model.len() {
+                model.push(text);
+            }
+        }
+        assert_eq!(interner.len(), model.len());
+        let mut plain = Vec::new();
+        interner.write_plain(&mut plain);
+        assert_eq!(plain.len(), interner.bytes() + 4 * model.len());
+        interner.clear();
+        assert_eq!(interner.intern(b""), (0, true));
+    }
+}

@@ -1,0 +1,214 @@
+//! Blocks: one Parquet file of traces with its bloom filters, index and `meta.json`, as Tempo reads and writes them.
+//!
+//! ```text
+//!  TraceSegments ──encode──► Encoded { data.parquet, bloom-N, index, meta } ──Store::put──► bucket ──Store::publish──► visible
+//!                                                                                             │
+//!  Trace ◄──Reader::find: bloom ► row group ► row ► its pages only ◄─────────────── ranges ◄──┤
+//!  Traces ◄──Reader::scan: the leaves of a projection of one row group ◄─────────── ranges ◄──┘
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | `meta`, `bloom` | the small objects of a block |
+//! | `schema` | a version's columns as data |
+//! | `columns`, `encoding`, `interner`, `thrift` | filling columns and making a Parquet file of them; knows nothing of traces |
+//! | `encode`, `attributes`, `nested` | OTLP wire bytes to rows |
+//! | `decode`, `reader` | rows to OTLP |
+//!
+//! Written and read is vParquet4. A block of another format may lie in the bucket: it is listed, and opening it is
+//! [`BlockError::Unsupported`]. Another version needs its schema text, and its own `encode` and `decode` over the same `columns`.
+//!
+//! The format loses, by its nature: span and link flags, schema URLs, entity refs, the difference between a missing and an empty scope
+//! or status, the order of the attributes of resources and scopes and of attributes with a column of their own, earlier ones of
+//! repeated keys among the latter, and resources or scopes that are repeated or empty.
+
+mod attributes;
+mod bloom;
+mod columns;
+mod decode;
+mod encode;
+mod encoding;
+#[cfg(test)]
+mod fixtures;
+mod interner;
+mod json;
+mod meta;
+mod nested;
+mod reader;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod thrift;
+
+use std::sync::Arc;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
+
+pub(crate) use self::reader::DATA;
+pub use self::{
+    meta::{DedicatedColumn, Meta, Settings},
+    reader::Reader,
+};
+use crate::{
+    backend::StoreError,
+    id::{BlockId, Tenant, TraceId},
+    segment::Segment,
+};
+
+/// The format that [`encode`] writes.
+pub const FORMAT: &str = "vParquet4";
+
+/// A block that is not on the bucket yet.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// Its description; written last.
+    pub meta: Meta,
+    /// `data.parquet`.
+    pub data: Bytes,
+    /// `bloom-0`, `bloom-1`, …
+    pub blooms: Vec<Bytes>,
+    /// `index`.
+    pub index: Bytes,
+}
+
+/// One trace of a block to be: its id and everything known of it, in any order and possibly with repeated spans.
+#[derive(Clone, Debug)]
+pub struct TraceSegments {
+    /// The trace.
+    pub trace_id: TraceId,
+    /// Its segments.
+    pub segments: Vec<Arc<Segment>>,
+}
+
+/// Why a block cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The bucket failed; may work later.
+    #[error("block \"{block}\" of tenant \"{tenant}\"")]
+    Store {
+        /// The block.
+        block: BlockId,
+        /// Its tenant.
+        tenant: Tenant,
+        /// What the bucket said.
+        #[source]
+        source: Box<StoreError>,
+    },
+    /// The bytes are not a block; will not work later.
+    #[error("block \"{block}\" of tenant \"{tenant}\" is corrupt: {what}")]
+    Corrupt {
+        /// The block.
+        block: BlockId,
+        /// Its tenant.
+        tenant: Tenant,
+        /// What is wrong.
+        what: String,
+    },
+    /// The block has a format that this release cannot read.
+    #[error("block \"{block}\" of tenant \"{tenant}\" has the format \"{format}\", which is not supported")]
+    Unsupported {
+        /// The block.
+        block: BlockId,
+        /// Its tenant.
+        tenant: Tenant,
+        /// Its format.
+        format: String,
+    },
+    /// The traces cannot become a block.
+    #[error("block \"{block}\" of tenant \"{tenant}\" cannot be encoded: {what}")]
+    Encode {
+        /// The block.
+        block: BlockId,
+        /// Its tenant.
+        tenant: Tenant,
+        /// Why not.
+        what: String,
+    },
+}
+
+/// Encodes a vParquet4 block. `traces` is sorted by id and holds each id once. CPU-bound: call it on a blocking thread.
+///
+/// Deterministic: the same set of spans gives the same bytes whatever the order of the segments and however often spans are repeated.
+/// Traces without spans are left out. The block says of itself that it is the only copy (`replicationFactor` 1).
+///
+/// # Errors
+/// A segment whose bytes are not valid OTLP, or traces that are not sorted.
+pub fn encode(settings: &Settings, tenant: &Tenant, id: BlockId, traces: &[TraceSegments]) -> Result<Encoded, BlockError> {
+    let dedicated_columns = encode::kept(&settings.dedicated_columns);
+    let encoding = encode::encode(settings.row_group_size_bytes, &dedicated_columns, traces).map_err(|error| BlockError::Encode {
+        block: id,
+        tenant: tenant.clone(),
+        what: chain(&error),
+    })?;
+    let mut blooms =
+        bloom::Builder::new(settings.bloom_filter_false_positive, settings.bloom_filter_shard_size_bytes, encoding.ids.len() as u64);
+    for &trace in &encoding.ids {
+        blooms.add(trace);
+    }
+    let blooms: Vec<_> = blooms.finish().into_iter().map(Bytes::from).collect();
+    let row_groups: Vec<_> = encoding.last_ids.iter().map(|id| STANDARD.encode(id.0)).collect();
+    let seconds = |nanos: Option<u64>| nanos.map_or(Meta::NO_TIME, |nanos| (nanos / 1_000_000_000) as i64);
+    let meta = Meta {
+        format: FORMAT.to_owned(),
+        block_id: id,
+        tenant_id: tenant.clone(),
+        start_time: seconds(encoding.start),
+        end_time: seconds(encoding.end),
+        total_objects: encoding.ids.len() as u64,
+        size: encoding.file.bytes.len() as u64,
+        compaction_level: 0,
+        index_page_size: 0,
+        total_records: encoding.file.row_groups as u32,
+        bloom_shards: blooms.len() as u32,
+        footer_size: encoding.file.footer as u32,
+        dedicated_columns,
+        replication_factor: 1,
+    };
+    let index = serde_json::json!({ "rowGroups": row_groups }).to_string().into();
+    Ok(Encoded { meta, data: encoding.file.bytes.into(), blooms, index })
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// A trace read back from a block, as much of it as the projection asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trace {
+    /// The trace.
+    pub trace_id: TraceId,
+    /// Its spans.
+    pub resource_spans: Vec<ResourceSpans>,
+}
+
+/// Which parts of the traces a scan decodes. What is not asked for is left empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Projection {
+    /// Attributes of resources.
+    pub resource_attributes: bool,
+    /// Scope name, version and attributes.
+    pub scopes: bool,
+    /// Attributes of spans.
+    pub span_attributes: bool,
+    /// Events.
+    pub events: bool,
+    /// Links.
+    pub links: bool,
+}
+
+impl Projection {
+    /// Everything.
+    pub const ALL: Self = Self { resource_attributes: true, scopes: true, span_attributes: true, events: true, links: true };
+    /// Ids, name, kind, times and status of the spans, and the services' names.
+    pub const INTRINSICS: Self = Self { resource_attributes: false, scopes: false, span_attributes: false, events: false, links: false };
+}

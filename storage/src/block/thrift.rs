@@ -1,0 +1,252 @@
+//! The few Thrift structures that lie outside the footer: page headers and offset indexes, in the compact protocol.
+//!
+//! Headers are written by hand because pages are made here; everything else of the footer is the `parquet` crate's. [`page_sizes`] reads
+//! headers of untrusted chunks just far enough to know how much memory decoding them would ask for.
+
+use super::encoding::{varint, zigzag};
+
+const I32: u8 = 5;
+const I64: u8 = 6;
+const LIST: u8 = 9;
+const STRUCT: u8 = 12;
+
+/// A structure being written. Fields come in ascending order.
+struct Struct<'a> {
+    out: &'a mut Vec<u8>,
+    last: u8,
+}
+
+impl Struct<'_> {
+    fn field(&mut self, id: u8, kind: u8) {
+        self.out.push((id - self.last) << 4 | kind);
+        self.last = id;
+    }
+
+    fn int(&mut self, id: u8, value: i32) {
+        self.field(id, I32);
+        zigzag(value.into(), self.out);
+    }
+
+    fn long(&mut self, id: u8, value: i64) {
+        self.field(id, I64);
+        zigzag(value, self.out);
+    }
+
+    fn nested(&mut self, id: u8, fill: impl FnOnce(&mut Struct<'_>)) {
+        self.field(id, STRUCT);
+        structure(self.out, fill);
+    }
+}
+
+fn structure(out: &mut Vec<u8>, fill: impl FnOnce(&mut Struct<'_>)) {
+    let mut fields = Struct { out, last: 0 };
+    fill(&mut fields);
+    fields.out.push(0);
+}
+
+/// What a page header says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Page {
+    pub(crate) dictionary: bool,
+    pub(crate) uncompressed: i32,
+    pub(crate) compressed: i32,
+    /// CRC-32 of the bytes after the header.
+    pub(crate) crc: u32,
+    pub(crate) values: i32,
+    /// Parquet's number of the encoding of the values.
+    pub(crate) encoding: i32,
+}
+
+/// Parquet's number of the encoding RLE, that of the levels.
+const RLE: i32 = 3;
+
+/// Writes a dictionary page's or a (version 1) data page's header.
+pub(crate) fn write_page_header(page: &Page, out: &mut Vec<u8>) {
+    structure(out, |header| {
+        header.int(1, if page.dictionary { 2 } else { 0 });
+        header.int(2, page.uncompressed);
+        header.int(3, page.compressed);
+        header.int(4, page.crc as i32);
+        header.nested(if page.dictionary { 7 } else { 5 }, |inner| {
+            inner.int(1, page.values);
+            inner.int(2, page.encoding);
+            if !page.dictionary {
+                inner.int(3, RLE);
+                inner.int(4, RLE);
+            }
+        });
+    });
+}
+
+/// Writes an offset index: offset in the file, bytes with header, and first row of each page.
+pub(crate) fn write_offset_index(pages: impl ExactSizeIterator<Item = (i64, i32, i64)>, out: &mut Vec<u8>) {
+    structure(out, |index| {
+        index.field(1, LIST);
+        let count = pages.len();
+        if count < 15 {
+            index.out.push((count as u8) << 4 | STRUCT);
+        } else {
+            index.out.push(0xf0 | STRUCT);
+            varint(count as u64, index.out);
+        }
+        for (offset, bytes, first_row) in pages {
+            structure(index.out, |page| {
+                page.long(1, offset);
+                page.int(2, bytes);
+                page.long(3, first_row);
+            });
+        }
+    });
+}
+
+/// Sizes of a page found in a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageSizes {
+    /// Bytes of the header.
+    pub(crate) header: usize,
+    /// Bytes stored after the header.
+    pub(crate) compressed: usize,
+    /// Bytes that decoding will ask for.
+    pub(crate) uncompressed: usize,
+    /// Values that the page says it has.
+    pub(crate) values: usize,
+}
+
+/// Reads the header at the start of `bytes`.
+///
+/// # Errors
+/// What is wrong with it. All sizes of an accepted header are non-negative, and the page lies inside `bytes`.
+pub(crate) fn page_sizes(bytes: &[u8]) -> Result<PageSizes, &'static str> {
+    let mut input = Input { bytes, at: 0 };
+    let (mut uncompressed, mut compressed, mut values) = (None, None, 0);
+    input.fields(|input, id, kind| match (id, kind) {
+        (2, I32) => input.long().map(|size| uncompressed = Some(size)),
+        (3, I32) => input.long().map(|size| compressed = Some(size)),
+        (5 | 7 | 8, STRUCT) => input.fields(|input, id, kind| match (id, kind) {
+            (1, I32) => input.long().map(|count| values = count),
+            _ => input.skip(kind, 16),
+        }),
+        _ => input.skip(kind, 16),
+    })?;
+    let size = |value: Option<i64>| value.and_then(|v| usize::try_from(v).ok()).ok_or("page header has a negative or missing size");
+    let sizes =
+        PageSizes { header: input.at, compressed: size(compressed)?, uncompressed: size(uncompressed)?, values: size(Some(values))? };
+    if sizes.compressed > bytes.len() - input.at {
+        return Err("page is longer than its chunk");
+    }
+    Ok(sizes)
+}
+
+struct Input<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Input<'_> {
+    fn byte(&mut self) -> Result<u8, &'static str> {
+        let byte = *self.bytes.get(self.at).ok_or("page header is torn")?;
+        self.at += 1;
+        Ok(byte)
+    }
+
+    fn varint(&mut self) -> Result<u64, &'static str> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err("page header has a number of more than 64 bits")
+    }
+
+    fn long(&mut self) -> Result<i64, &'static str> {
+        let value = self.varint()?;
+        Ok((value >> 1) as i64 ^ -((value & 1) as i64))
+    }
+
+    fn fields(&mut self, mut each: impl FnMut(&mut Self, u64, u8) -> Result<(), &'static str>) -> Result<(), &'static str> {
+        let mut id = 0u64;
+        loop {
+            let head = self.byte()?;
+            if head == 0 {
+                return Ok(());
+            }
+            id = match head >> 4 {
+                0 => self.long()? as u64,
+                step => id.wrapping_add(u64::from(step)),
+            };
+            each(self, id, head & 15)?;
+        }
+    }
+
+    fn skip_bytes(&mut self, count: u64) -> Result<(), &'static str> {
+        let left = (self.bytes.len() - self.at) as u64;
+        if count > left {
+            return Err("page header is torn");
+        }
+        self.at += count as usize;
+        Ok(())
+    }
+
+    fn skip(&mut self, kind: u8, depth: u32) -> Result<(), &'static str> {
+        if depth == 0 {
+            return Err("page header is nested too deeply");
+        }
+        match kind {
+            1 | 2 => Ok(()),
+            3 => self.skip_bytes(1),
+            4..=6 => self.varint().map(drop),
+            7 => self.skip_bytes(8),
+            8 => {
+                let length = self.varint()?;
+                self.skip_bytes(length)
+            }
+            LIST | 10 => {
+                let head = self.byte()?;
+                let count = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
+                if count > self.bytes.len() as u64 {
+                    return Err("page header is torn");
+                }
+                (0..count).try_for_each(|_| match head & 15 {
+                    1 | 2 => self.skip_bytes(1),
+                    kind => self.skip(kind, depth - 1),
+                })
+            }
+            STRUCT => self.fields(|input, _, kind| input.skip(kind, depth - 1)),
+            _ => Err("page header has a field of unknown type"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_back_and_damage_is_an_error() {
+        for dictionary in [false, true] {
+            let page = Page { dictionary, uncompressed: 1000, compressed: 5, crc: 0xdead_beef, values: 77, encoding: 8 };
+            let mut bytes = Vec::new();
+            write_page_header(&page, &mut bytes);
+            let header = bytes.len();
+            bytes.extend_from_slice(b"12345rest");
+            assert_eq!(page_sizes(&bytes), Ok(PageSizes { header, compressed: 5, uncompressed: 1000, values: 77 }));
+            for cut in 0..header + 5 {
+                assert!(page_sizes(&bytes[..cut]).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn offset_indexes_are_read_by_the_parquet_crate() {
+        for count in [0i64, 1, 14, 15, 200] {
+            let mut bytes = Vec::new();
+            write_offset_index((0..usize::try_from(count).expect("small")).map(|i| (i as i64 * 1000 + 4, 999, i as i64 * 7)), &mut bytes);
+            let index = parquet::file::page_index::index_reader::decode_offset_index(&bytes).expect("offset index");
+            let pages: Vec<_> = index.page_locations().iter().map(|p| (p.offset, p.compressed_page_size, p.first_row_index)).collect();
+            assert_eq!(pages, (0..count).map(|i| (i * 1000 + 4, 999, i * 7)).collect::<Vec<_>>());
+        }
+    }
+}
