@@ -1,0 +1,190 @@
+//! The counters of the receivers and the distributor. Names are Tempo's where Tempo has the metric.
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    core::{Collector, GenericCounter},
+};
+use storage::id::Tenant;
+
+/// All metrics that have a tenant only by label, or none.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    pub(crate) accepted_spans: IntCounterVec,
+    pub(crate) refused_spans: IntCounterVec,
+    pub(crate) refused_requests: IntCounterVec,
+    pub(crate) push_duration: Histogram,
+    pub(crate) traces_per_batch: Histogram,
+    ingress_bytes: IntCounterVec,
+    bytes_received: IntCounterVec,
+    spans_received: IntCounterVec,
+    attributes_truncated: IntCounterVec,
+    discarded_spans: IntCounterVec,
+    live_traces: IntGaugeVec,
+    distance_in_future: HistogramVec,
+    distance_in_past: HistogramVec,
+}
+
+/// The handles of one tenant, so that no label is hashed on the hot path.
+#[derive(Debug)]
+pub(crate) struct TenantMetrics {
+    pub(crate) ingress_bytes: IntCounter,
+    pub(crate) bytes_received: IntCounter,
+    pub(crate) spans_received: IntCounter,
+    pub(crate) attributes_truncated: IntCounter,
+    pub(crate) live_traces: prometheus::IntGauge,
+    pub(crate) distance_in_future: Histogram,
+    pub(crate) distance_in_past: Histogram,
+}
+
+/// Why spans were discarded: label `reason` of `tempo_discarded_spans_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Discarded {
+    RateLimited,
+    InvalidTraceId,
+    InvalidSpanId,
+    LiveTracesExceeded,
+    TraceTooLarge,
+    TooManyTenants,
+    WalRefused,
+}
+
+impl Discarded {
+    const ALL: [Self; 7] = [
+        Self::RateLimited,
+        Self::InvalidTraceId,
+        Self::InvalidSpanId,
+        Self::LiveTracesExceeded,
+        Self::TraceTooLarge,
+        Self::TooManyTenants,
+        Self::WalRefused,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::RateLimited => "rate_limited",
+            Self::InvalidTraceId => "invalid_trace_id",
+            Self::InvalidSpanId => "invalid_span_id",
+            Self::LiveTracesExceeded => "live_traces_exceeded",
+            Self::TraceTooLarge => "trace_too_large",
+            Self::TooManyTenants => "too_many_tenants",
+            Self::WalRefused => "wal_refused",
+        }
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counters = |name: &str, help: &str, labels: &[&str]| register(registry, IntCounterVec::new(Opts::new(name, help), labels)?);
+        let exponential = |start| prometheus::exponential_buckets(start, 2.0, 10);
+        let distance = |name: &str, help: &str| {
+            let options = HistogramOpts::new(name, help).buckets(vec![300.0, 1800.0, 3600.0]);
+            register(registry, HistogramVec::new(options, &["tenant"])?)
+        };
+        Ok(Self {
+            accepted_spans: counters("tempo_receiver_accepted_spans", "Spans of accepted requests.", &["receiver", "transport"])?,
+            refused_spans: counters("tempo_receiver_refused_spans", "Spans of refused requests.", &["receiver", "transport"])?,
+            refused_requests: counters(
+                "rubato_ingest_refused_requests_total",
+                "Requests refused before or by the distributor.",
+                &["receiver", "transport", "reason"],
+            )?,
+            push_duration: register(
+                registry,
+                Histogram::with_opts(HistogramOpts::new("tempo_distributor_push_duration_seconds", "Time of a push, log included."))?,
+            )?,
+            traces_per_batch: register(
+                registry,
+                Histogram::with_opts(
+                    HistogramOpts::new("tempo_distributor_traces_per_batch", "Traces in a request.").buckets(exponential(2.0)?),
+                )?,
+            )?,
+            ingress_bytes: counters("tempo_distributor_ingress_bytes_total", "Bytes of requests, before any limit.", &["tenant"])?,
+            bytes_received: counters("tempo_distributor_bytes_received_total", "Bytes of requests within the rate.", &["tenant"])?,
+            spans_received: counters("tempo_distributor_spans_received_total", "Spans of requests within the rate.", &["tenant"])?,
+            attributes_truncated: counters(
+                "tempo_distributor_attributes_truncated_total",
+                "Attribute keys and values that were cut.",
+                &["tenant"],
+            )?,
+            discarded_spans: counters("tempo_discarded_spans_total", "Spans that were refused.", &["reason", "tenant"])?,
+            live_traces: register(
+                registry,
+                IntGaugeVec::new(Opts::new("rubato_ingest_live_traces", "Traces counted against max_traces_per_user."), &["tenant"])?,
+            )?,
+            distance_in_future: distance("tempo_spans_distance_in_future_seconds", "How far after their arrival traces end.")?,
+            distance_in_past: distance("tempo_spans_distance_in_past_seconds", "How long before their arrival traces ended.")?,
+        })
+    }
+
+    pub(crate) fn tenant(&self, tenant: &Tenant) -> TenantMetrics {
+        let labels = &[tenant.as_str()];
+        TenantMetrics {
+            ingress_bytes: self.ingress_bytes.with_label_values(labels),
+            bytes_received: self.bytes_received.with_label_values(labels),
+            spans_received: self.spans_received.with_label_values(labels),
+            attributes_truncated: self.attributes_truncated.with_label_values(labels),
+            live_traces: self.live_traces.with_label_values(labels),
+            distance_in_future: self.distance_in_future.with_label_values(labels),
+            distance_in_past: self.distance_in_past.with_label_values(labels),
+        }
+    }
+
+    pub(crate) fn discard(&self, reason: Discarded, tenant: &str, spans: u64) {
+        if spans > 0 {
+            self.discarded_spans.with_label_values(&[reason.label(), tenant]).inc_by(spans);
+        }
+    }
+
+    /// Removes the series of a tenant that is gone. A series that never existed is no error.
+    pub(crate) fn forget(&self, tenant: &Tenant) {
+        let labels = &[tenant.as_str()];
+        let counters = [&self.ingress_bytes, &self.bytes_received, &self.spans_received, &self.attributes_truncated];
+        for counter in counters {
+            let _ = counter.remove_label_values(labels);
+        }
+        let _ = self.live_traces.remove_label_values(labels);
+        let _ = self.distance_in_future.remove_label_values(labels);
+        let _ = self.distance_in_past.remove_label_values(labels);
+        for reason in Discarded::ALL {
+            let _ = self.discarded_spans.remove_label_values(&[reason.label(), tenant.as_str()]);
+        }
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+/// What one receiver counts.
+#[derive(Clone, Debug)]
+pub(crate) struct ReceiverMetrics {
+    accepted_spans: IntCounter,
+    refused_spans: IntCounter,
+    refused_requests: IntCounterVec,
+    transport: &'static str,
+}
+
+const OTLP_RECEIVER: &str = "otlp/otlp_receiver";
+
+impl ReceiverMetrics {
+    pub(crate) fn new(metrics: &Metrics, transport: &'static str) -> Self {
+        let labels = &[OTLP_RECEIVER, transport];
+        let handle = |vec: &IntCounterVec| -> GenericCounter<_> { vec.with_label_values(labels) };
+        Self {
+            accepted_spans: handle(&metrics.accepted_spans),
+            refused_spans: handle(&metrics.refused_spans),
+            refused_requests: metrics.refused_requests.clone(),
+            transport,
+        }
+    }
+
+    pub(crate) fn accepted(&self, spans: u64) {
+        self.accepted_spans.inc_by(spans);
+    }
+
+    pub(crate) fn refused(&self, spans: u64, reason: &str) {
+        self.refused_spans.inc_by(spans);
+        self.refused_requests.with_label_values(&[OTLP_RECEIVER, self.transport, reason]).inc();
+    }
+}
