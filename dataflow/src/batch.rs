@@ -1,0 +1,169 @@
+//! Batches: cut traces wait here, per tenant, until they make a block; then until the block is committed.
+//!
+//! ```text
+//!  CutTrace ─► open batch of the tenant ──full, old or asked──► pending block ──uploaded──► done ──committed──► gone
+//!              └──────────────── all readable by queries, all counted as held bytes ──────────────┘
+//! ```
+//!
+//! A block stays here until the commit that lists it, so that at every moment a span is live, here, or in a listed block.
+//! Plain state, no timely. The operator in [`crate::worker`] drives it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use storage::{
+    block::{Meta, TraceSegments},
+    id::{BlockId, Tenant, TraceId},
+    segment::Segment,
+    wal::Position,
+};
+
+use crate::{live::CutTrace, manifest::Range};
+
+/// When a batch becomes a block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Held bytes of a tenant's batch.
+    pub(crate) bytes: usize,
+    /// Ticks since its first trace came.
+    pub(crate) age: u64,
+}
+
+/// A block to be encoded and uploaded.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) block_id: BlockId,
+    pub(crate) tenant: Tenant,
+    /// Sorted by id.
+    pub(crate) traces: Arc<Vec<TraceSegments>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    traces: BTreeMap<TraceId, Vec<Arc<Segment>>>,
+    bytes: usize,
+    since: u64,
+}
+
+#[derive(Debug)]
+struct Pending {
+    tenant: Tenant,
+    traces: Arc<Vec<TraceSegments>>,
+    range: Range,
+    bytes: usize,
+    uploaded: bool,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(crate) struct Batches {
+    limits: Limits,
+    open: HashMap<Tenant, Open>,
+    pending: HashMap<BlockId, Pending>,
+    bytes: usize,
+}
+
+impl Batches {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, open: HashMap::new(), pending: HashMap::new(), bytes: 0 }
+    }
+
+    /// Takes in a trace that was cut at `tick`. Fragments of one trace become one row.
+    pub(crate) fn push(&mut self, trace: CutTrace, tick: u64) {
+        self.bytes += trace.bytes;
+        let open = self.open.entry(trace.tenant).or_insert_with(|| Open { traces: BTreeMap::new(), bytes: 0, since: tick });
+        open.bytes += trace.bytes;
+        open.traces.entry(trace.trace_id).or_default().extend(trace.segments);
+    }
+
+    /// Turns the batches that are full, old, or (with `all`) not empty into jobs.
+    pub(crate) fn cut(&mut self, tick: u64, all: bool, mut new_id: impl FnMut() -> BlockId) -> Vec<Job> {
+        let limits = self.limits;
+        let due: Vec<Tenant> = self
+            .open
+            .iter()
+            .filter(|(_, open)| all || open.bytes >= limits.bytes || tick.saturating_sub(open.since) >= limits.age)
+            .map(|(tenant, _)| tenant.clone())
+            .collect();
+        due.into_iter().filter_map(|tenant| self.cut_tenant(tenant, new_id())).collect()
+    }
+
+    fn cut_tenant(&mut self, tenant: Tenant, block_id: BlockId) -> Option<Job> {
+        let open = self.open.remove(&tenant)?;
+        let range = Range::of(open.traces.values().flatten().map(|segment| segment.position))?;
+        let traces = open.traces.into_iter().map(|(trace_id, segments)| TraceSegments { trace_id, segments });
+        let traces = Arc::new(traces.collect::<Vec<_>>());
+        let pending = Pending { tenant: tenant.clone(), traces: Arc::clone(&traces), range, bytes: open.bytes, uploaded: false };
+        self.pending.insert(block_id, pending);
+        Some(Job { block_id, tenant, traces })
+    }
+
+    /// A block was uploaded: it goes into the next commit, and no longer holds the log. Returns where its records lie.
+    pub(crate) fn uploaded(&mut self, meta: &Meta) -> Option<Range> {
+        let pending = self.pending.get_mut(&meta.block_id)?;
+        pending.uploaded = true;
+        Some(pending.range)
+    }
+
+    /// A job turned out to hold no trace that could be encoded: nothing of it will ever be committed.
+    pub(crate) fn dropped(&mut self, block_id: BlockId) {
+        self.committed(block_id);
+    }
+
+    /// A block is listed: queries find its traces there from now on.
+    pub(crate) fn committed(&mut self, block_id: BlockId) {
+        if let Some(pending) = self.pending.remove(&block_id) {
+            self.bytes -= pending.bytes;
+        }
+    }
+
+    /// The oldest record whose spans are in no uploaded block yet.
+    pub(crate) fn oldest(&self) -> Option<Position> {
+        let open = self.open.values().flat_map(|open| open.traces.values().flatten()).map(|segment| segment.position);
+        let pending = self.pending.values().filter(|pending| !pending.uploaded).map(|pending| pending.range.first);
+        open.chain(pending).min()
+    }
+
+    /// Everything here of one trace.
+    pub(crate) fn trace(&self, tenant: &Tenant, trace_id: TraceId, out: &mut Vec<Arc<Segment>>) {
+        if let Some(segments) = self.open.get(tenant).and_then(|open| open.traces.get(&trace_id)) {
+            out.extend_from_slice(segments);
+        }
+        for pending in self.pending.values().filter(|pending| pending.tenant == *tenant) {
+            if let Ok(found) = pending.traces.binary_search_by_key(&trace_id, |trace| trace.trace_id) {
+                out.extend_from_slice(&pending.traces[found].segments);
+            }
+        }
+    }
+
+    /// All traces here of a tenant; one may come several times.
+    pub(crate) fn traces_of(&self, tenant: &Tenant, mut each: impl FnMut(TraceId, &[Arc<Segment>])) {
+        if let Some(open) = self.open.get(tenant) {
+            for (trace_id, segments) in &open.traces {
+                each(*trace_id, segments);
+            }
+        }
+        for pending in self.pending.values().filter(|pending| pending.tenant == *tenant) {
+            for trace in pending.traces.iter() {
+                each(trace.trace_id, &trace.segments);
+            }
+        }
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Blocks that wait for upload or commit.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Ids of the blocks that wait for upload or commit.
+    pub(crate) fn pending_ids(&self) -> impl Iterator<Item = BlockId> {
+        self.pending.keys().copied()
+    }
+}

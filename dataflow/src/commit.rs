@@ -1,0 +1,229 @@
+//! Commits: from "this block is on the bucket" to "queries read it, and the log may forget its records".
+//!
+//! ```text
+//!  worker 1..n ── Uploaded(block), Held(tick, oldest record) ──┐
+//!  feed ── Mark(tick, position fed) ───────────────────────────┴─► Collector (worker 0) ─► Mailbox ─► committer task
+//!      manifest written ─► meta.json of each new block ─► blocklist ─► workers drop their copies, WAL releases files
+//! ```
+//!
+//! A checkpoint at tick c is complete when every worker has said which record is the oldest that it holds outside uploaded blocks, and
+//! the feed has said how far it had read, as of c. The smaller of the two is where a recovery must begin to read. A worker reports an
+//! uploaded block before it stops counting it as held, on the same channel, so a complete checkpoint knows every block it relies on.
+//!
+//! Commits are strictly one after the other: the next manifest is written only when all blocks of the last are published, which is what
+//! allows it to drop them.
+
+use std::{
+    collections::BTreeMap,
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use storage::{backend::Blocklist, backend::Store, id::BlockId, wal::Position, wal::Wal};
+use tokio::sync::Notify;
+
+use crate::{
+    manifest::{CommittedBlock, Manifest, ManifestError, ManifestStore},
+    metrics::Metrics,
+    upload::Backoff,
+};
+
+/// What workers report to the committing one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Outcome {
+    /// A block is on the bucket, without its `meta.json`.
+    Uploaded(CommittedBlock),
+    /// As of a checkpoint tick: the oldest record that the worker holds outside uploaded blocks.
+    Held { tick: u64, oldest: Option<Position> },
+}
+
+/// How far the feed had read as of a checkpoint tick.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    pub(crate) tick: u64,
+    pub(crate) position: Position,
+}
+
+/// Something that can be committed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Checkpoint {
+    pub(crate) tick: u64,
+    pub(crate) held: Position,
+    pub(crate) blocks: Vec<CommittedBlock>,
+}
+
+/// Puts reports and marks together. State of the commit operator.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    workers: usize,
+    reports: BTreeMap<u64, (usize, Option<Position>)>,
+    marks: BTreeMap<u64, Position>,
+    uploaded: Vec<CommittedBlock>,
+}
+
+impl Collector {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self { workers, reports: BTreeMap::new(), marks: BTreeMap::new(), uploaded: Vec::new() }
+    }
+
+    pub(crate) fn mark(&mut self, mark: Mark) {
+        self.marks.insert(mark.tick, mark.position);
+    }
+
+    pub(crate) fn outcome(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Uploaded(block) => self.uploaded.push(block),
+            Outcome::Held { tick, oldest } => {
+                let (count, held) = self.reports.entry(tick).or_insert((0, None));
+                *count += 1;
+                *held = (*held).into_iter().chain(oldest).min();
+            }
+        }
+    }
+
+    /// The newest complete checkpoint, once. Older ones, complete or not, are forgotten: workers may skip ticks.
+    pub(crate) fn complete(&mut self) -> Option<Checkpoint> {
+        let complete = |(tick, (count, oldest)): (&u64, &(usize, Option<Position>))| {
+            let mark = self.marks.get(tick).filter(|_| *count == self.workers)?;
+            Some((*tick, oldest.map_or(*mark, |oldest| oldest.min(*mark))))
+        };
+        let (tick, held) = self.reports.iter().rev().find_map(complete)?;
+        self.reports = self.reports.split_off(&(tick + 1));
+        self.marks = self.marks.split_off(&(tick + 1));
+        Some(Checkpoint { tick, held, blocks: mem::take(&mut self.uploaded) })
+    }
+}
+
+/// Hands checkpoints from the worker to the committer without queueing: a newer one absorbs the one that still waits.
+#[derive(Debug, Default)]
+pub(crate) struct Mailbox {
+    waiting: Mutex<Option<Checkpoint>>,
+    notify: Notify,
+}
+
+impl Mailbox {
+    pub(crate) fn put(&self, mut checkpoint: Checkpoint) {
+        let mut waiting = self.waiting.lock();
+        if let Some(older) = waiting.take() {
+            let newer = mem::replace(&mut checkpoint.blocks, older.blocks);
+            checkpoint.blocks.extend(newer);
+        }
+        *waiting = Some(checkpoint);
+        drop(waiting);
+        self.notify.notify_one();
+    }
+
+    async fn take(&self) -> Checkpoint {
+        loop {
+            if let Some(checkpoint) = self.waiting.lock().take() {
+                return checkpoint;
+            }
+            self.notify.notified().await;
+        }
+    }
+}
+
+/// What the committer works on.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    pub(crate) manifests: ManifestStore,
+    pub(crate) store: Store,
+    pub(crate) blocklist: Blocklist,
+    pub(crate) wal: Wal,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Without new blocks, a moved `held` alone is written this often: it only saves reading at the next start and disk until then.
+const HELD_INTERVAL: Duration = Duration::from_secs(5);
+
+impl Committer {
+    /// Commits what comes through the mailbox, for ever; `committed` is told which blocks queries read from now on.
+    ///
+    /// # Errors
+    /// Somebody else commits, too: this generation must end.
+    pub(crate) async fn run(
+        &self,
+        mut current: Manifest,
+        mailbox: &Mailbox,
+        committed: impl Fn(&[BlockId]) + Send,
+    ) -> Result<(), ManifestError> {
+        let mut last_written = Instant::now();
+        loop {
+            let checkpoint = mailbox.take().await;
+            let moved = current.held.get(&self.wal.id()) != Some(&checkpoint.held);
+            if checkpoint.blocks.is_empty() && (!moved || last_written.elapsed() < HELD_INTERVAL) {
+                continue;
+            }
+            let held = BTreeMap::from([(self.wal.id(), checkpoint.held)]);
+            let next = current.next(checkpoint.tick, &held, checkpoint.blocks.clone());
+            self.write(&next).await?;
+            current = next;
+            last_written = Instant::now();
+            for block in &checkpoint.blocks {
+                publish(&self.store, block).await;
+                self.blocklist.add(block.meta.clone());
+                self.metrics.blocks_flushed.inc();
+            }
+            let ids: Vec<BlockId> = checkpoint.blocks.iter().map(|block| block.meta.block_id).collect();
+            committed(&ids);
+            self.metrics.commits.inc();
+            if let Err(error) = self.wal.release(checkpoint.held) {
+                tracing::warn!(%error, "write-ahead log files could not be released");
+            }
+        }
+    }
+
+    async fn write(&self, manifest: &Manifest) -> Result<(), ManifestError> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.manifests.store(manifest).await {
+                Ok(()) => return Ok(()),
+                // An earlier try of ours may have arrived although its answer did not.
+                Err(ManifestError::Conflict { .. }) if self.manifests.load().await.is_ok_and(|there| there == *manifest) => return Ok(()),
+                Err(error @ ManifestError::Conflict { .. }) => return Err(error),
+                Err(error) => {
+                    self.metrics.commit_failures.inc();
+                    backoff.wait("manifest", &error).await;
+                }
+            }
+        }
+    }
+}
+
+/// Writes `meta.json`, however long it takes.
+pub(crate) async fn publish(store: &Store, block: &CommittedBlock) {
+    let mut backoff = Backoff::default();
+    while let Err(error) = store.publish(&block.meta).await {
+        backoff.wait("meta.json", &error).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_needs_every_worker_and_the_mark() {
+        let mut collector = Collector::new(2);
+        collector.outcome(Outcome::Held { tick: 4, oldest: Some(Position(70)) });
+        collector.mark(Mark { tick: 4, position: Position(100) });
+        assert_eq!(collector.complete(), None);
+        collector.outcome(Outcome::Held { tick: 4, oldest: Some(Position(50)) });
+        assert_eq!(collector.complete(), Some(Checkpoint { tick: 4, held: Position(50), blocks: Vec::new() }));
+        assert_eq!(collector.complete(), None);
+    }
+
+    #[test]
+    fn what_was_read_bounds_what_is_held() {
+        let mut collector = Collector::new(1);
+        collector.outcome(Outcome::Held { tick: 4, oldest: None });
+        collector.outcome(Outcome::Held { tick: 8, oldest: Some(Position(120)) });
+        collector.mark(Mark { tick: 8, position: Position(90) });
+        assert_eq!(collector.complete().map(|checkpoint| (checkpoint.tick, checkpoint.held)), Some((8, Position(90))));
+        collector.mark(Mark { tick: 4, position: Position(10) });
+        assert_eq!(collector.complete(), None, "an older checkpoint must not follow a newer one");
+    }
+}

@@ -1,0 +1,259 @@
+//! A generation: one life of the dataflow, from a manifest to its end.
+//!
+//! A generation begins by reading the newest manifest: it publishes the blocks listed there once more, learns which spans they hold, and
+//! reads the log from where the manifest says. It ends when it is told to, or when a worker panics or the committer finds that somebody
+//! else commits; then the next one begins in the same process. Nothing outlives a generation but the log, the bucket and the blocklist.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle, Thread},
+};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
+use storage::{
+    block::{BlockError, Reader},
+    id::BlockId,
+    wal::{Position, WalError},
+};
+use timely::{CommunicationConfig, WorkerConfig};
+use tokio::sync::Semaphore;
+
+use crate::{
+    commit::{Committer, Mailbox, publish},
+    feed::ReaderThread,
+    handle::{Components, Link},
+    manifest::{CommittedBlock, Manifest, ManifestError},
+    metrics::Metrics,
+    settings::Settings,
+    tick::Ticks,
+    upload::{Pool, Uploader},
+    worker::{self, KnownSpans, Request, Shared, Source, Start},
+};
+
+/// Why a generation could not begin, or ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GenerationError {
+    /// The manifest cannot be read or written.
+    #[error("manifest")]
+    Manifest(#[from] ManifestError),
+    /// The log cannot be read.
+    #[error("write-ahead log")]
+    Wal(#[from] WalError),
+    /// A block that the manifest lists cannot be read.
+    #[error("block that the manifest lists")]
+    Block(#[source] Box<BlockError>),
+    /// The operating system refused a thread, or timely refused to start.
+    #[error("dataflow cannot start: {0}")]
+    Start(String),
+    /// A worker panicked.
+    #[error("worker panicked: {0}")]
+    Panic(String),
+}
+
+impl From<BlockError> for GenerationError {
+    fn from(error: BlockError) -> Self {
+        Self::Block(Box::new(error))
+    }
+}
+
+/// Blocks whose span identities are read at the same time during recovery.
+const RECOVERY_READS: usize = 4;
+
+/// Runs one generation to its end. `Ok` when it was told to stop.
+pub(crate) fn run(
+    settings: &Settings,
+    components: &Components,
+    metrics: &Arc<Metrics>,
+    link: &Link,
+    stopped: &AtomicBool,
+) -> Result<(), GenerationError> {
+    let runtime = components.runtime.clone();
+    let (manifest, known) = runtime.block_on(recover(components))?;
+    let workers = settings.workers.max(1);
+    let ticks = Ticks::new(settings.tick);
+    let held = manifest.held.get(&components.wal.id()).copied().unwrap_or_default();
+    // After a power loss a log that does not fsync may end before what was committed from it: positions are never used again.
+    runtime.block_on(components.wal.advance_to(held)).map_err(|error| GenerationError::Start(error.to_string()))?;
+    let reader = components.wal.reader(held)?;
+    let from = reader.position();
+    let shared = Arc::new(Shared {
+        stop: Arc::new(AtomicBool::new(false)),
+        held: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+        pressure: AtomicBool::new(false),
+        applied: Mutex::new(from),
+    });
+    let mailbox = Arc::new(Mailbox::default());
+    let pool = Pool {
+        store: components.store.clone(),
+        settings: Arc::clone(&components.block_settings),
+        encoders: Arc::new(Semaphore::new(settings.encoders.max(1))),
+        runtime: runtime.clone(),
+        metrics: Arc::clone(metrics),
+    };
+    let known = Arc::new(known);
+    let start_tick = ticks.at(components.clock.now());
+
+    // Each worker takes its end of its queues when its thread runs, and tells us its thread so that it can be woken.
+    let (request_senders, request_receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel::<Request>()).unzip();
+    let receivers: Vec<_> = request_receivers.into_iter().map(|receiver| Mutex::new(Some(receiver))).collect();
+    let (thread_sender, threads) = mpsc::channel::<(usize, Thread)>();
+    let source = Mutex::new(Some(ReaderThread {
+        wal: components.wal.clone(),
+        reader,
+        ticks,
+        clock: Arc::clone(&components.clock),
+        runtime: runtime.clone(),
+        stop: Arc::clone(&shared.stop),
+        metrics: Arc::clone(metrics),
+    }));
+    let failure = Arc::new(Mutex::new(None));
+    let reader_thread = Arc::new(Mutex::new(None));
+    let closure = {
+        let (settings, shared, metrics, mailbox) = (settings.clone(), Arc::clone(&shared), Arc::clone(metrics), Arc::clone(&mailbox));
+        let (wal, clock, failure) = (components.wal.clone(), Arc::clone(&components.clock), Arc::clone(&failure));
+        let reader_thread = Arc::clone(&reader_thread);
+        move |worker: &mut timely::worker::Worker| {
+            let index = worker.index();
+            let body = AssertUnwindSafe(|| -> Result<(), String> {
+                let requests = receivers[index].lock().take().ok_or("worker started twice")?;
+                thread_sender.send((index, thread::current())).map_err(|_| "generation is gone")?;
+                let (results, uploads) = mpsc::channel();
+                let source = source.lock().take_if(|_| index == 0);
+                let source = match source {
+                    Some(reader) => {
+                        let (batches, handle) = reader.spawn(thread::current()).map_err(|error| error.to_string())?;
+                        *reader_thread.lock() = Some(handle);
+                        Some(Source { batches, from, wal: wal.clone(), clock: Arc::clone(&clock) })
+                    }
+                    None => None,
+                };
+                let start = Start {
+                    settings: settings.clone(),
+                    shared: Arc::clone(&shared),
+                    metrics: Arc::clone(&metrics),
+                    requests,
+                    uploads,
+                    uploader: Uploader::new(pool.clone(), results, thread::current()),
+                    wal_id: wal.id(),
+                    known: Arc::clone(&known),
+                    start_tick,
+                    source,
+                    mailbox: (index == 0).then(|| Arc::clone(&mailbox)),
+                };
+                worker::run(worker, start);
+                Ok(())
+            });
+            let outcome = catch_unwind(body).unwrap_or_else(|panic| Err(panic_text(panic.as_ref())));
+            if let Err(error) = outcome {
+                tracing::error!(worker = index, error, "dataflow worker failed, the generation ends");
+                failure.lock().get_or_insert(error);
+                for dataflow in worker.installed_dataflows() {
+                    worker.drop_dataflow(dataflow);
+                }
+            }
+            shared.stop.store(true, Ordering::SeqCst);
+        }
+    };
+    let (builders, others) = CommunicationConfig::Process(workers).try_build().map_err(GenerationError::Start)?;
+    let guards = timely::execute::execute_from(builders, others, WorkerConfig::default(), closure).map_err(GenerationError::Start)?;
+    let mut worker_threads: Vec<Option<Thread>> = vec![None; workers];
+    for (index, thread) in threads.iter().take(workers) {
+        worker_threads[index] = Some(thread);
+    }
+    let worker_threads: Vec<Thread> = worker_threads.into_iter().flatten().collect();
+    let wake = {
+        let threads = worker_threads.clone();
+        move || threads.iter().for_each(Thread::unpark)
+    };
+
+    // The committer is the only writer of manifests of this generation.
+    let committer = Committer {
+        manifests: components.manifests.clone(),
+        store: components.store.clone(),
+        blocklist: components.blocklist.clone(),
+        wal: components.wal.clone(),
+        metrics: Arc::clone(metrics),
+    };
+    let commit_failed = Arc::clone(&failure);
+    let (commit_stop, commit_senders, commit_wake) = (Arc::clone(&shared.stop), request_senders.clone(), wake.clone());
+    let commit_task = runtime.spawn(async move {
+        let committed = |ids: &[BlockId]| {
+            let ids: Arc<[BlockId]> = ids.into();
+            for sender in &commit_senders {
+                // A worker that is gone needs no news.
+                let _ = sender.send(Request::Committed(Arc::clone(&ids)));
+            }
+            commit_wake();
+        };
+        if let Err(error) = committer.run(manifest, &mailbox, committed).await {
+            tracing::error!(%error, "commit refused, the generation ends");
+            commit_failed.lock().get_or_insert(error.to_string());
+            commit_stop.store(true, Ordering::SeqCst);
+        }
+    });
+
+    link.connect(request_senders, worker_threads, Arc::clone(&shared));
+    if stopped.load(Ordering::SeqCst) {
+        // Told to stop before there was a connection to tell it through.
+        shared.stop.store(true, Ordering::SeqCst);
+        wake();
+    }
+    tracing::info!(workers, from = from.0, "dataflow generation begins");
+    let results = guards.join();
+    link.disconnect();
+    shared.stop.store(true, Ordering::SeqCst);
+    commit_task.abort();
+    // It sees the stop flag or its queue gone; a reader that panicked has said so.
+    let reader_thread = reader_thread.lock().take();
+    let _ = reader_thread.map(JoinHandle::join);
+    // The aborted task may be in the middle of a put; wait until it is not, so that the next generation reads what it wrote.
+    let _ = runtime.block_on(commit_task);
+    let failure = failure.lock().take();
+    match failure.or_else(|| results.into_iter().find_map(Result::err)) {
+        Some(error) => Err(GenerationError::Panic(error)),
+        None => Ok(()),
+    }
+}
+
+/// Reads the manifest, publishes what it lists, and learns which spans need not be stored again.
+async fn recover(components: &Components) -> Result<(Manifest, Vec<KnownSpans>), GenerationError> {
+    let manifest = components.manifests.load().await?;
+    for block in &manifest.blocks {
+        publish(&components.store, block).await;
+        components.blocklist.add(block.meta.clone());
+    }
+    let known = stream::iter(manifest.blocks.clone())
+        .map(|block| known_spans(components, block))
+        .buffer_unordered(RECOVERY_READS)
+        .try_concat()
+        .await?;
+    Ok((manifest, known))
+}
+
+async fn known_spans(components: &Components, block: CommittedBlock) -> Result<Vec<KnownSpans>, GenerationError> {
+    let wal_id = components.wal.id();
+    let Some(range) = block.records.get(&wal_id) else { return Ok(Vec::new()) };
+    if range.last < components.wal.tail() {
+        return Ok(Vec::new());
+    }
+    let tenant = block.meta.tenant_id.clone();
+    let reader = Reader::open(&components.store, Arc::new(block.meta)).await?;
+    let keys = reader.span_keys().await?;
+    Ok(keys.into_iter().map(|(trace_id, keys)| KnownSpans { tenant: tenant.clone(), trace_id, keys }).collect())
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "worker panicked".to_owned())
+}
+
+/// Where records before this position are all in blocks or workers; for [`Link`].
+pub(crate) fn applied(shared: &Shared) -> Position {
+    *shared.applied.lock()
+}

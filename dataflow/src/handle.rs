@@ -1,0 +1,325 @@
+//! The dataflow as the rest of the process sees it: started, asked, flushed, stopped.
+//!
+//! A question about recent data is answered from three places, in the order in which data moves, so that nothing slips past:
+//!
+//! 1. the end of the log that the operators have not taken in yet, read from its files;
+//! 2. the workers: live traces, traces on their way, batches, blocks not yet listed;
+//! 3. (by the caller, afterwards) the listed blocks.
+//!
+//! What moves while the question is asked is seen twice, never not at all; callers recognise it by its identity.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle, Thread},
+    time::Duration,
+};
+
+use parking_lot::{Condvar, Mutex};
+use storage::{
+    backend::{Blocklist, Store},
+    block,
+    clock::Clock,
+    id::{Tenant, TraceId},
+    otlp::{self, Walk},
+    segment::Segment,
+    wal::{Wal, WalError},
+};
+use tokio::{runtime::Handle, sync::oneshot};
+
+use crate::{
+    generation::{self, GenerationError, applied},
+    manifest::ManifestStore,
+    metrics::Metrics,
+    settings::Settings,
+    worker::{Request, Shared},
+};
+
+/// What the dataflow works with.
+#[derive(Clone, Debug)]
+pub struct Components {
+    /// Where spans come from.
+    pub wal: Wal,
+    /// Where blocks go.
+    pub store: Store,
+    /// How blocks are written.
+    pub block_settings: Arc<block::Settings>,
+    /// Where committed blocks are listed.
+    pub blocklist: Blocklist,
+    /// Where commits are recorded.
+    pub manifests: ManifestStore,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Where uploads and commits run. Must outlive the dataflow and have more than one thread.
+    pub runtime: Handle,
+}
+
+/// A trace, as much of it as is recent.
+#[derive(Clone, Debug)]
+pub struct RecentTrace {
+    /// The trace.
+    pub trace_id: TraceId,
+    /// Its segments; spans may repeat.
+    pub segments: Vec<Arc<Segment>>,
+}
+
+/// Why a question was not answered. Ask again later.
+#[derive(Debug, thiserror::Error)]
+pub enum DataflowError {
+    /// Between two generations for longer than a question may wait.
+    #[error("dataflow is re-forming")]
+    Reforming,
+    /// It was shut down.
+    #[error("dataflow is stopped")]
+    Stopped,
+    /// The end of the log cannot be read.
+    #[error("end of the write-ahead log cannot be read")]
+    Wal(#[from] WalError),
+    /// It cannot be started.
+    #[error("dataflow cannot be started")]
+    Start(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// How to reach the workers of the current generation.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    current: Mutex<Option<Connection>>,
+}
+
+#[derive(Clone, Debug)]
+struct Connection {
+    senders: Vec<mpsc::Sender<Request>>,
+    threads: Vec<Thread>,
+    shared: Arc<Shared>,
+}
+
+impl Link {
+    pub(crate) fn connect(&self, senders: Vec<mpsc::Sender<Request>>, threads: Vec<Thread>, shared: Arc<Shared>) {
+        *self.current.lock() = Some(Connection { senders, threads, shared });
+    }
+
+    pub(crate) fn disconnect(&self) {
+        *self.current.lock() = None;
+    }
+
+    fn get(&self) -> Option<Connection> {
+        self.current.lock().clone()
+    }
+}
+
+impl Connection {
+    fn wake(&self) {
+        self.threads.iter().for_each(Thread::unpark);
+    }
+
+    /// Asks every worker; `None` if the generation ends meanwhile.
+    async fn ask<T>(&self, request: impl Fn(oneshot::Sender<T>) -> Request) -> Option<Vec<T>> {
+        let mut replies = Vec::with_capacity(self.senders.len());
+        for sender in &self.senders {
+            let (reply, answer) = oneshot::channel();
+            sender.send(request(reply)).ok()?;
+            replies.push(answer);
+        }
+        self.wake();
+        futures::future::try_join_all(replies).await.ok()
+    }
+}
+
+/// The running dataflow. Dropping it without [`Dataflow::shutdown`] stops it, too, but doesn't wait.
+#[derive(Debug)]
+pub struct Dataflow {
+    link: Arc<Link>,
+    wal: Wal,
+    runtime: Handle,
+    stopped: Arc<Stop>,
+    manager: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Stop {
+    flag: AtomicBool,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+/// How long a question waits for a generation to form.
+const REFORM_WAIT: Duration = Duration::from_secs(5);
+/// Between a generation that failed and the next.
+const REFORM_DELAY: Duration = Duration::from_millis(200);
+
+impl Dataflow {
+    /// Starts the dataflow; it recovers and begins to read the log on threads of its own.
+    ///
+    /// # Errors
+    /// Metrics that are registered already, or no thread to be had.
+    pub fn start(settings: Settings, components: Components, registry: &prometheus::Registry) -> Result<Self, DataflowError> {
+        let metrics = Arc::new(Metrics::new(registry).map_err(|error| DataflowError::Start(Box::new(error)))?);
+        let (link, stopped) = (Arc::new(Link::default()), Arc::new(Stop::default()));
+        let (wal, runtime) = (components.wal.clone(), components.runtime.clone());
+        let manager = {
+            let (link, stopped) = (Arc::clone(&link), Arc::clone(&stopped));
+            thread::Builder::new()
+                .name("dataflow".to_owned())
+                .spawn(move || manage(&settings, &components, &metrics, &link, &stopped))
+                .map_err(|error| DataflowError::Start(Box::new(error)))?
+        };
+        Ok(Self { link, wal, runtime, stopped, manager: Mutex::new(Some(manager)) })
+    }
+
+    /// Whether a generation is running.
+    pub fn is_running(&self) -> bool {
+        self.link.get().is_some()
+    }
+
+    async fn connection(&self) -> Result<Connection, DataflowError> {
+        let deadline = tokio::time::Instant::now() + REFORM_WAIT;
+        loop {
+            if self.stopped.flag.load(Ordering::Relaxed) {
+                return Err(DataflowError::Stopped);
+            }
+            if let Some(connection) = self.link.get() {
+                return Ok(connection);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(DataflowError::Reforming);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Everything known of a trace that may not be in a listed block yet.
+    ///
+    /// # Errors
+    /// No generation is running, or the log cannot be read.
+    pub async fn trace(&self, tenant: &Tenant, trace_id: TraceId) -> Result<Vec<Arc<Segment>>, DataflowError> {
+        let connection = self.connection().await?;
+        let mut segments = self.tail(&connection, tenant, move |segment| segment.trace_id == trace_id).await?;
+        let answers = connection.ask(|reply| Request::Trace { tenant: tenant.clone(), trace_id, reply }).await;
+        segments.extend(answers.ok_or(DataflowError::Reforming)?.into_iter().flatten());
+        Ok(segments)
+    }
+
+    /// All traces of a tenant that may not be in a listed block yet. A trace comes once.
+    ///
+    /// # Errors
+    /// No generation is running, or the log cannot be read.
+    pub async fn traces(&self, tenant: &Tenant) -> Result<Vec<RecentTrace>, DataflowError> {
+        let connection = self.connection().await?;
+        let tail = self.tail(&connection, tenant, |_| true).await?;
+        let answers = connection.ask(|reply| Request::Traces { tenant: tenant.clone(), reply }).await;
+        let answers = answers.ok_or(DataflowError::Reforming)?;
+        let mut traces: std::collections::HashMap<TraceId, Vec<Arc<Segment>>> = std::collections::HashMap::new();
+        for segment in tail {
+            traces.entry(segment.trace_id).or_default().push(segment);
+        }
+        for trace in answers.into_iter().flatten() {
+            traces.entry(trace.trace_id).or_default().extend(trace.segments);
+        }
+        Ok(traces.into_iter().map(|(trace_id, segments)| RecentTrace { trace_id, segments }).collect())
+    }
+
+    /// The end of the log that the operators have not taken in.
+    async fn tail(
+        &self,
+        connection: &Connection,
+        tenant: &Tenant,
+        wanted: impl Fn(&Segment) -> bool + Send + 'static,
+    ) -> Result<Vec<Arc<Segment>>, DataflowError> {
+        let from = applied(&connection.shared);
+        let head = *self.wal.head().borrow();
+        if from >= head {
+            return Ok(Vec::new());
+        }
+        let (wal, tenant) = (self.wal.clone(), tenant.clone());
+        let scan = self.runtime.spawn_blocking(move || -> Result<Vec<Arc<Segment>>, WalError> {
+            let mut reader = wal.reader(from)?;
+            let (mut found, mut records, mut walk) = (Vec::new(), Vec::new(), Walk::default());
+            while reader.position() < head {
+                records.clear();
+                reader.read(1 << 20, &mut records)?;
+                if records.is_empty() {
+                    break;
+                }
+                for record in records.iter().filter(|record| record.tenant == tenant) {
+                    if otlp::index(&record.body, &mut walk).is_ok() {
+                        let segments = Segment::split(&record.tenant, record.position, &record.body, &walk);
+                        found.extend(segments.into_iter().filter(&wanted).map(Arc::new));
+                    }
+                }
+            }
+            Ok(found)
+        });
+        Ok(scan.await.map_err(|_| DataflowError::Stopped)??)
+    }
+
+    /// Cuts everything acknowledged so far into blocks and returns when all of it is committed.
+    ///
+    /// # Errors
+    /// The generation ended meanwhile.
+    pub async fn flush(&self) -> Result<(), DataflowError> {
+        let head = *self.wal.head().borrow();
+        let connection = loop {
+            let connection = self.connection().await?;
+            if applied(&connection.shared) >= head {
+                break connection;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        connection.ask(|reply| Request::Flush { reply }).await.ok_or(DataflowError::Reforming)?;
+        Ok(())
+    }
+
+    /// Stops all threads. What is not in a block stays in the log.
+    pub async fn shutdown(&self) {
+        self.stop();
+        let manager = self.manager.lock().take();
+        if let Some(manager) = manager {
+            // A manager that panicked has said so.
+            let _ = tokio::task::spawn_blocking(move || manager.join()).await;
+        }
+    }
+
+    fn stop(&self) {
+        self.stopped.flag.store(true, Ordering::SeqCst);
+        self.stopped.changed.notify_all();
+        if let Some(connection) = self.link.get() {
+            connection.shared.stop.store(true, Ordering::SeqCst);
+            connection.wake();
+        }
+    }
+}
+
+impl Drop for Dataflow {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// One generation after the other until stopped.
+fn manage(settings: &Settings, components: &Components, metrics: &Arc<Metrics>, link: &Link, stopped: &Stop) {
+    let mut reason = "start";
+    while !stopped.flag.load(Ordering::SeqCst) {
+        metrics.generations.with_label_values(&[reason]).inc();
+        match generation::run(settings, components, metrics, link, &stopped.flag) {
+            Ok(()) => reason = "restart",
+            Err(error) => {
+                reason = match error {
+                    GenerationError::Panic(_) => "panic",
+                    GenerationError::Manifest(_) => "manifest",
+                    GenerationError::Wal(_) => "wal",
+                    GenerationError::Block(_) => "block",
+                    GenerationError::Start(_) => "start_failed",
+                };
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                tracing::error!(%error, cause, "dataflow generation ended, the next one begins");
+            }
+        }
+        let mut lock = stopped.lock.lock();
+        if !stopped.flag.load(Ordering::SeqCst) {
+            stopped.changed.wait_for(&mut lock, REFORM_DELAY);
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The heart of Rubato: one timely dataflow from the write-ahead log to blocks on the bucket.
+//!
+//! ```text
+//!  WAL ─► reader thread ─bounded─► feed ──Segment @tick──► Exchange(trace) ─► live traces ─► block batch ─► upload pool
+//!         (read, index, split)      │  admission               │  first seen      │                            │
+//!                                   │                          ▼                  │ Held @checkpoint           │ Done
+//!                                   │                   (metrics attach here)     ▼                            ▼
+//!                                   └──Mark @checkpoint──────────────────────► commit (worker 0) ─► manifest ─► meta.json,
+//!                                                                                                    blocklist, WAL release
+//! ```
+//!
+//! Logical time is a [`tick`]: 250 ms of arrival time, so a trace that idles does so in the data's time and a replay after a crash
+//! cuts as the first run did. Nothing inside timely pushes back; the feed does, by admitting only a few ticks beyond the probe and
+//! only while the bytes that the process holds are within their budget. The log on disk takes the difference.
+//!
+//! What is recovered from what: a span is in a block that the newest [`manifest::Manifest`] lists, or in the WAL at or after the
+//! manifest's `held` position, or (the usual case for a moment) in both; on recovery the blocks tell which spans to skip.
+//!
+//! Workers own their threads and their state. Other threads talk to them through bounded queues only: [`Dataflow`] asks a worker for
+//! recent traces and the worker answers between two steps.
+
+mod batch;
+mod commit;
+mod feed;
+mod generation;
+mod handle;
+pub mod live;
+pub mod manifest;
+mod metrics;
+mod settings;
+pub mod tick;
+mod upload;
+mod worker;
+
+pub use handle::{Components, Dataflow, DataflowError, RecentTrace};
+pub use settings::Settings;

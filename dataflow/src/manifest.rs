@@ -1,0 +1,234 @@
+//! The manifest: what of the log is in blocks, as of a tick.
+//!
+//! One JSON object per commit, `manifest-<sequence>.json`, written with put-if-absent: of two writers that both believe to be the one,
+//! the second to write a sequence number fails and must read again. The newest readable one counts; [`KEPT`] older ones stay.
+//!
+//! ```text
+//!  {"version":1,"sequence":7,"tick":6912345678,"held":{"<wal id>":81920},
+//!   "blocks":[{"meta":{…meta.json…},"records":{"<wal id>":{"first":4096,"last":77824}}}]}
+//! ```
+//!
+//! * Every span in a record before `held` is in a published block.
+//! * Every span in a record from `held` on is in one of `blocks`, or will be read again.
+//! * A block is listed until `held` has passed its last record *and* it is known to be published, so recovery publishes each listed
+//!   block again (repeating it changes nothing) and reads its span identities to recognise what it must not store twice.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path};
+use serde::{Deserialize, Serialize};
+use storage::{block::Meta, wal::Position};
+use uuid::Uuid;
+
+/// How many manifests before the newest are kept.
+pub const KEPT: usize = 2;
+
+const VERSION: u32 = 1;
+
+/// First and last record (by where they begin) that something came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// The first.
+    pub first: Position,
+    /// The last.
+    pub last: Position,
+}
+
+impl Range {
+    /// The range of some positions, if there are any.
+    pub fn of(positions: impl IntoIterator<Item = Position>) -> Option<Self> {
+        positions.into_iter().fold(None, |range: Option<Self>, position| {
+            Some(range.map_or(Self { first: position, last: position }, |range| Self {
+                first: range.first.min(position),
+                last: range.last.max(position),
+            }))
+        })
+    }
+}
+
+/// A block in a manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CommittedBlock {
+    /// Its `meta.json`.
+    pub meta: Meta,
+    /// Where its spans' records lie, by WAL.
+    pub records: BTreeMap<Uuid, Range>,
+}
+
+/// See the module documentation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this format.
+    pub version: u32,
+    /// Number of this manifest, one more than its predecessor's.
+    pub sequence: u64,
+    /// The checkpoint tick that it was made at.
+    pub tick: u64,
+    /// By WAL: where to read again from.
+    pub held: BTreeMap<Uuid, Position>,
+    /// Blocks that recovery must know of.
+    pub blocks: Vec<CommittedBlock>,
+}
+
+impl Manifest {
+    /// The manifest after this one: `blocks` are new, `held` replaces what it names.
+    pub fn next(&self, tick: u64, held: &BTreeMap<Uuid, Position>, blocks: Vec<CommittedBlock>) -> Self {
+        let mut all_held = self.held.clone();
+        for (wal, position) in held {
+            let entry = all_held.entry(*wal).or_default();
+            *entry = (*entry).max(*position);
+        }
+        let still_needed =
+            |block: &&CommittedBlock| block.records.iter().any(|(wal, range)| all_held.get(wal).is_none_or(|held| range.last >= *held));
+        let old = self.blocks.iter().filter(still_needed).cloned();
+        Self { version: VERSION, sequence: self.sequence + 1, tick, blocks: old.chain(blocks).collect(), held: all_held }
+    }
+}
+
+/// Why a manifest cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Somebody else wrote this sequence number first.
+    #[error("manifest {sequence} was written by somebody else")]
+    Conflict {
+        /// The number.
+        sequence: u64,
+    },
+    /// A manifest of a later version of this program.
+    #[error("manifest \"{path}\" has version {version}, this program knows {VERSION}")]
+    Version {
+        /// Its name.
+        path: String,
+        /// Its version.
+        version: u32,
+    },
+    /// None of the manifests there are can be read.
+    #[error("none of the {count} manifests below \"{prefix}\" can be read")]
+    Unreadable {
+        /// How many there are.
+        count: usize,
+        /// Where.
+        prefix: String,
+    },
+    /// The store refused.
+    #[error("{action} manifest below \"{prefix}\"")]
+    Store {
+        /// What was attempted.
+        action: &'static str,
+        /// Where.
+        prefix: String,
+        /// What it said.
+        #[source]
+        source: object_store::Error,
+    },
+}
+
+/// Where manifests are kept.
+#[derive(Clone, Debug)]
+pub struct ManifestStore {
+    objects: Arc<dyn ObjectStore>,
+    prefix: Path,
+}
+
+impl ManifestStore {
+    /// Manifests directly below `prefix`.
+    pub fn new(objects: Arc<dyn ObjectStore>, prefix: &str) -> Self {
+        Self { objects, prefix: Path::from(prefix) }
+    }
+
+    fn path(&self, sequence: u64) -> Path {
+        self.prefix.clone().join(format!("manifest-{sequence:020}.json"))
+    }
+
+    fn failed(&self, action: &'static str, source: object_store::Error) -> ManifestError {
+        ManifestError::Store { action, prefix: self.prefix.to_string(), source }
+    }
+
+    async fn list(&self) -> Result<Vec<Path>, ManifestError> {
+        let objects: Vec<_> = self.objects.list(Some(&self.prefix)).try_collect().await.map_err(|source| self.failed("list", source))?;
+        let mut paths: Vec<Path> = objects
+            .into_iter()
+            .map(|object| object.location)
+            .filter(|path| path.filename().is_some_and(|name| name.starts_with("manifest-") && name.ends_with(".json")))
+            .collect();
+        paths.sort_unstable();
+        Ok(paths)
+    }
+
+    /// The newest readable manifest; an empty one where there is none.
+    ///
+    /// # Errors
+    /// The store refused, or there are manifests and none can be read.
+    pub async fn load(&self) -> Result<Manifest, ManifestError> {
+        let paths = self.list().await?;
+        for path in paths.iter().rev() {
+            let bytes = self.objects.get(path).await.map_err(|source| self.failed("get", source))?;
+            let bytes = bytes.bytes().await.map_err(|source| self.failed("get", source))?;
+            match serde_json::from_slice::<Manifest>(&bytes) {
+                Ok(manifest) if manifest.version == VERSION => return Ok(manifest),
+                Ok(manifest) => return Err(ManifestError::Version { path: path.to_string(), version: manifest.version }),
+                Err(error) => tracing::error!(%path, %error, "manifest is unreadable, falling back to the one before"),
+            }
+        }
+        if paths.is_empty() {
+            Ok(Manifest { version: VERSION, ..Manifest::default() })
+        } else {
+            Err(ManifestError::Unreadable { count: paths.len(), prefix: self.prefix.to_string() })
+        }
+    }
+
+    /// Writes a manifest and forgets old ones.
+    ///
+    /// # Errors
+    /// The store refused, or the sequence number is taken.
+    pub async fn store(&self, manifest: &Manifest) -> Result<(), ManifestError> {
+        let body = serde_json::to_vec(manifest)
+            .map_err(|error| self.failed("encode", object_store::Error::Generic { store: "manifest", source: Box::new(error) }))?;
+        let path = self.path(manifest.sequence);
+        match self.objects.put_opts(&path, PutPayload::from(body), PutMode::Create.into()).await {
+            Ok(_) => {}
+            Err(object_store::Error::AlreadyExists { .. }) => return Err(ManifestError::Conflict { sequence: manifest.sequence }),
+            Err(source) => return Err(self.failed("put", source)),
+        }
+        for old in self.list().await?.into_iter().rev().filter(|old| *old < path).skip(KEPT) {
+            if let Err(error) = self.objects.delete(&old).await {
+                tracing::warn!(path = %old, %error, "old manifest could not be deleted");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    fn store() -> ManifestStore {
+        ManifestStore::new(Arc::new(InMemory::new()), "m")
+    }
+
+    #[tokio::test]
+    async fn the_newest_readable_manifest_counts() {
+        let store = store();
+        let first = store.load().await.expect("nothing there is an empty manifest").next(1, &BTreeMap::new(), Vec::new());
+        store.store(&first).await.expect("put");
+        let torn = store.path(first.sequence + 1);
+        store.objects.put(&torn, PutPayload::from_static(b"{\"version\":1,")).await.expect("put");
+        assert_eq!(store.load().await.expect("falls back"), first);
+    }
+
+    #[tokio::test]
+    async fn a_sequence_number_is_written_once_and_old_ones_go() {
+        let store = store();
+        let mut manifest = store.load().await.expect("empty");
+        for tick in 0..10 {
+            manifest = manifest.next(tick, &BTreeMap::new(), Vec::new());
+            store.store(&manifest).await.expect("put");
+        }
+        assert!(matches!(store.store(&manifest).await, Err(ManifestError::Conflict { sequence: 10 })));
+        assert_eq!(store.list().await.expect("list").len(), KEPT + 1);
+    }
+}

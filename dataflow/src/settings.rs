@@ -1,0 +1,51 @@
+//! What may be tuned. Plain data; the binary fills it from the configuration.
+
+use std::time::Duration;
+
+/// Settings of the dataflow.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Timely worker threads of this process.
+    pub workers: usize,
+    /// Length of a tick. Shorter costs more progress traffic, longer delays cuts.
+    pub tick: Duration,
+    /// A trace without a new span for this long is cut (`ingester.trace_idle_period`).
+    pub trace_idle_period: Duration,
+    /// A trace is cut this long after its first span even if it still grows (`ingester.trace_live_period`).
+    pub trace_live_period: Duration,
+    /// A trace is cut when its spans reach this many bytes.
+    pub max_trace_live_bytes: usize,
+    /// Identities of spans are remembered this long after their trace was cut, so that late replicas and repeats are dropped.
+    pub duplicate_window: Duration,
+    /// A block is cut when the OTLP bytes waiting for it reach this many (over all workers of the process, per tenant).
+    pub max_block_bytes: usize,
+    /// A block is cut when its first trace has waited this long (`ingester.max_block_duration`).
+    pub max_block_duration: Duration,
+    /// Ticks that may be fed beyond the slowest operator.
+    pub window: u64,
+    /// Bytes of spans that this process may hold in live traces, batches and uploads. Beyond, reading the log pauses.
+    pub resident_bytes: usize,
+    /// Commits are attempted this often.
+    pub checkpoint_interval: Duration,
+    /// Blocks encoded at the same time.
+    pub encoders: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            tick: Duration::from_millis(250),
+            trace_idle_period: Duration::from_secs(5),
+            trace_live_period: Duration::from_secs(30),
+            max_trace_live_bytes: 8 << 20,
+            duplicate_window: Duration::from_secs(60),
+            max_block_bytes: 32 << 20,
+            max_block_duration: Duration::from_secs(30 * 60),
+            window: 8,
+            resident_bytes: 160 << 20,
+            checkpoint_interval: Duration::from_secs(1),
+            encoders: 1,
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Starts a dataflow over a log in a temporary folder and a bucket in memory, and reads back what it holds.
+
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use dataflow::{Components, Dataflow, Settings, manifest::ManifestStore};
+use object_store::{ObjectStore, memory::InMemory};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
+use prost::Message;
+use storage::{
+    backend::{Blocklist, Store},
+    block::{self, Projection, Reader},
+    clock::{Clock, SystemClock},
+    id::{Tenant, TraceId},
+    wal::{self, Wal},
+};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::faults::{Faults, Faulty};
+
+/// Sorted span ids by trace.
+pub(crate) type Spans = BTreeMap<TraceId, Vec<u64>>;
+
+pub(crate) fn trace_id(trace: u64) -> TraceId {
+    let mut id = [0xab; 16];
+    id[..8].copy_from_slice(&trace.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    TraceId(id)
+}
+
+pub(crate) fn span_id(trace: u64, span: u64) -> u64 {
+    (trace + 1) << 20 | (span + 1)
+}
+
+/// A request with the spans, given as numbers of trace and span.
+pub(crate) fn request(spans: &[(u64, u64)]) -> Bytes {
+    let span = |(trace, span): &(u64, u64)| Span {
+        trace_id: trace_id(*trace).0.to_vec(),
+        span_id: span_id(*trace, *span).to_be_bytes().to_vec(),
+        name: format!("operation {}", span % 5),
+        kind: 2,
+        start_time_unix_nano: 1_700_000_000_000_000_000 + span * 1000,
+        end_time_unix_nano: 1_700_000_000_000_500_000 + span * 1000,
+        ..Span::default()
+    };
+    let scope_spans = vec![ScopeSpans { spans: spans.iter().map(span).collect(), ..ScopeSpans::default() }];
+    let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
+    ExportTraceServiceRequest { resource_spans }.encode_to_vec().into()
+}
+
+/// A permutation that depends on the seed alone.
+pub(crate) fn shuffle<T>(items: &mut [T], seed: u64) {
+    let mut state = seed;
+    for index in (1..items.len()).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        items.swap(index, usize::try_from(state >> 33).expect("31 bits") % (index + 1));
+    }
+}
+
+pub(crate) struct Harness {
+    runtime: Runtime,
+    folder: TempDir,
+    objects: Arc<dyn ObjectStore>,
+    faults: Arc<Faults>,
+    registry: prometheus::Registry,
+    running: Option<(Dataflow, Components)>,
+}
+
+impl Harness {
+    pub(crate) fn new(settings: Settings) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+        let faults = Arc::new(Faults::default());
+        let objects = Arc::new(Faulty { inner: InMemory::new(), faults: Arc::clone(&faults) });
+        let folder = tempfile::tempdir().expect("folder");
+        let mut harness = Self { runtime, folder, objects, faults, registry: prometheus::Registry::new(), running: None };
+        harness.start(settings);
+        harness
+    }
+
+    fn start(&mut self, settings: Settings) {
+        self.registry = prometheus::Registry::new();
+        let wal_settings = wal::Settings {
+            dir: self.folder.path().join("wal"),
+            file_bytes: 1 << 20,
+            sync: wal::Sync::Never,
+            max_bytes: 1 << 30,
+            queue_bytes: 1 << 20,
+        };
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (wal, _) = Wal::open(wal_settings, Arc::clone(&clock), &self.registry).expect("log");
+        let store = Store::new(Arc::clone(&self.objects), "");
+        let components = Components {
+            wal,
+            blocklist: self.runtime.block_on(Blocklist::load(&store)).expect("blocklist"),
+            store,
+            block_settings: Arc::new(block::Settings::default()),
+            manifests: ManifestStore::new(Arc::clone(&self.objects), "rubato-manifests"),
+            clock,
+            runtime: self.runtime.handle().clone(),
+        };
+        let dataflow = Dataflow::start(settings, components.clone(), &self.registry).expect("dataflow");
+        self.running = Some((dataflow, components));
+    }
+
+    /// Ends the dataflow wherever it is, and begins again from the log and the bucket.
+    pub(crate) fn restart(&mut self, settings: Settings) {
+        let (dataflow, components) = self.running.take().expect("running");
+        self.runtime.block_on(dataflow.shutdown());
+        self.runtime.block_on(components.wal.close());
+        drop((dataflow, components));
+        self.start(settings);
+    }
+
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    fn components(&self) -> &Components {
+        &self.running.as_ref().expect("running").1
+    }
+
+    pub(crate) fn wal(&self) -> &Wal {
+        &self.components().wal
+    }
+
+    pub(crate) fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    pub(crate) async fn flush(&self) {
+        self.running.as_ref().expect("running").0.flush().await.expect("flush");
+    }
+
+    /// The spans of a trace, from recent data first and the listed blocks afterwards, each once.
+    pub(crate) async fn read(&self, tenant: &Tenant, trace_id: TraceId) -> Vec<u64> {
+        let (dataflow, components) = self.running.as_ref().expect("running");
+        let recent = dataflow.trace(tenant, trace_id).await.expect("recent data");
+        let mut spans: Vec<u64> = recent.iter().flat_map(|segment| &segment.spans).map(|span| span.key.span_id).collect();
+        for meta in components.blocklist.blocks(tenant).iter() {
+            let reader = Reader::open(&components.store, Arc::clone(meta)).await.expect("block");
+            if let Some(trace) = reader.find(trace_id).await.expect("block") {
+                spans.extend(span_ids(&trace.resource_spans));
+            }
+        }
+        spans.sort_unstable();
+        spans.dedup();
+        spans
+    }
+
+    /// Everything in published blocks. Fails when a span is there twice.
+    pub(crate) async fn stored(&self, tenant: &Tenant) -> Spans {
+        let store = &self.components().store;
+        let mut stored = Spans::new();
+        for meta in store.blocks(tenant).await.expect("list") {
+            let reader = Reader::open(store, Arc::new(meta)).await.expect("block");
+            for row_group in 0..reader.row_groups() {
+                for trace in reader.scan(row_group, Projection::ALL).await.expect("scan") {
+                    stored.entry(trace.trace_id).or_default().extend(span_ids(&trace.resource_spans));
+                }
+            }
+        }
+        for (trace, spans) in &mut stored {
+            spans.sort_unstable();
+            assert!(spans.windows(2).all(|pair| pair[0] < pair[1]), "trace {trace} is stored twice: {spans:x?}");
+        }
+        stored
+    }
+
+    /// Sum of a gauge over its labels.
+    pub(crate) fn gauge(&self, name: &str) -> i64 {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        let sum: f64 = family.map_or(0.0, |family| family.get_metric().iter().map(|metric| metric.get_gauge().get_value()).sum());
+        sum as i64
+    }
+
+    pub(crate) async fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        for _ in 0..1500 {
+            if condition(self) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("not in 30 s: {what}");
+    }
+}
+
+impl Drop for Harness {
+    fn drop(&mut self) {
+        if let Some((dataflow, components)) = self.running.take() {
+            self.runtime.block_on(dataflow.shutdown());
+            self.runtime.block_on(components.wal.close());
+        }
+    }
+}
+
+fn span_ids(resource_spans: &[ResourceSpans]) -> Vec<u64> {
+    let spans = resource_spans.iter().flat_map(|resource| &resource.scope_spans).flat_map(|scope| &scope.spans);
+    spans.map(|span| u64::from_be_bytes(span.span_id.as_slice().try_into().expect("8 bytes"))).collect()
+}
