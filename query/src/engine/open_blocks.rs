@@ -1,0 +1,80 @@
+//! Opened blocks: footers are read once and kept while they are in use, within bounds.
+//!
+//! Opening a block means fetching and parsing its footer, which every query would repeat. This cache keeps the most recently used readers,
+//! bounded in number and in bytes of footer; two queries that want the same block at the same time open it once. A reader that falls out
+//! lives on in the queries that hold it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+use storage::{
+    backend::Store,
+    block::{BlockError, Meta, Reader},
+    id::{BlockId, Tenant},
+};
+use tokio::sync::OnceCell;
+
+type Slot = Arc<OnceCell<Arc<Reader>>>;
+
+/// The opened blocks of all tenants.
+#[derive(Debug)]
+pub(super) struct OpenBlocks {
+    max_blocks: usize,
+    max_bytes: u64,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    slots: HashMap<(Tenant, BlockId), Entry>,
+    bytes: u64,
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    slot: Slot,
+    bytes: u64,
+    last_use: u64,
+}
+
+impl OpenBlocks {
+    /// At most `max_blocks` readers with footers of `max_bytes` together; at least one.
+    pub(super) fn new(max_blocks: usize, max_bytes: u64) -> Self {
+        Self { max_blocks: max_blocks.max(1), max_bytes, entries: Mutex::default() }
+    }
+
+    /// The reader of a block, opened if it is not.
+    pub(super) async fn open(&self, store: &Store, meta: &Arc<Meta>) -> Result<Arc<Reader>, BlockError> {
+        let slot = self.slot(meta);
+        let opened = slot.get_or_try_init(|| async { Reader::open(store, Arc::clone(meta)).await.map(Arc::new) }).await;
+        opened.map(Arc::clone)
+    }
+
+    fn slot(&self, meta: &Meta) -> Slot {
+        let mut entries = self.entries.lock();
+        let Entries { slots, bytes, uses } = &mut *entries;
+        *uses += 1;
+        let key = (meta.tenant_id.clone(), meta.block_id);
+        if let Some(entry) = slots.get_mut(&key) {
+            entry.last_use = *uses;
+            return Arc::clone(&entry.slot);
+        }
+        let size = footer_bytes(meta);
+        while !slots.is_empty() && (slots.len() >= self.max_blocks || *bytes + size > self.max_bytes) {
+            let oldest = slots.iter().min_by_key(|(_, entry)| entry.last_use).map(|(key, _)| key.clone());
+            if let Some(entry) = oldest.and_then(|key| slots.remove(&key)) {
+                *bytes -= entry.bytes;
+            }
+        }
+        let slot = Slot::default();
+        *bytes += size;
+        slots.insert(key, Entry { slot: Arc::clone(&slot), bytes: size, last_use: *uses });
+        slot
+    }
+}
+
+/// What an opened block costs: its footer, and a little for the structures around it.
+fn footer_bytes(meta: &Meta) -> u64 {
+    u64::from(meta.footer_size) + 4096
+}

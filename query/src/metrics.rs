@@ -1,0 +1,236 @@
+//! What the query side tells Prometheus. Names and labels are Tempo's, because its dashboards and alerts select them.
+
+use std::{
+    collections::HashSet,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use axum::{extract::MatchedPath, response::Response};
+use http::{Request, header};
+use parking_lot::Mutex;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use tower::{Layer, Service};
+
+/// Tenants with series of their own. Names come from clients, so their number is bounded; the rest share the label `other`.
+const MAX_TENANTS: usize = 1_000;
+
+/// Counters of queries.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    queries: IntCounterVec,
+    inspected: IntCounterVec,
+    tenants: Mutex<HashSet<String>>,
+}
+
+/// Kind of a query, label `op`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Traces,
+    Search,
+    Metadata,
+}
+
+impl Op {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Traces => "traces",
+            Self::Search => "search",
+            Self::Metadata => "metadata",
+        }
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let queries = IntCounterVec::new(
+            Opts::new(
+                "tempo_query_frontend_queries_total",
+                "Queries, by how they ended: completed (errors too) or canceled by the client.",
+            ),
+            &["tenant", "op", "result"],
+        )?;
+        let inspected = IntCounterVec::new(
+            Opts::new("tempo_query_frontend_bytes_inspected_total", "Bytes of blocks that queries looked at."),
+            &["tenant", "op"],
+        )?;
+        registry.register(Box::new(queries.clone()))?;
+        registry.register(Box::new(inspected.clone()))?;
+        Ok(Self { queries, inspected, tenants: Mutex::default() })
+    }
+
+    pub(crate) fn inspected(&self, tenant: &str, op: Op, bytes: u64) {
+        self.inspected.with_label_values(&[self.tenant_label(tenant), op.as_str()]).inc_by(bytes);
+    }
+
+    /// Counts a query when it ends: as canceled unless it is told that it completed.
+    pub(crate) fn running<'a>(&'a self, tenant: &str, op: Op) -> Running<'a> {
+        Running { metrics: self, tenant: self.tenant_label(tenant).to_owned(), op, result: "canceled" }
+    }
+
+    fn tenant_label<'a>(&self, tenant: &'a str) -> &'a str {
+        let mut tenants = self.tenants.lock();
+        if tenants.contains(tenant) {
+            return tenant;
+        }
+        if tenants.len() >= MAX_TENANTS {
+            return "other";
+        }
+        tenants.insert(tenant.to_owned());
+        tenant
+    }
+}
+
+/// A query that is running.
+#[derive(Debug)]
+pub(crate) struct Running<'a> {
+    metrics: &'a Metrics,
+    tenant: String,
+    op: Op,
+    result: &'static str,
+}
+
+impl Running<'_> {
+    pub(crate) fn completed(mut self) {
+        self.result = "completed";
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.metrics.queries.with_label_values(&[self.tenant.as_str(), self.op.as_str(), self.result]).inc();
+    }
+}
+
+/// A tower layer that measures HTTP requests as `tempo_request_duration_seconds`, for an axum router with all its routes.
+///
+/// The label `route` is the path template of the route with every run of other characters than letters and digits replaced by `_`
+/// (`/api/traces/{traceID}` is `api_traces_traceid`), `root` for `/`, `notfound` without a route. A handler whose template says too little
+/// names its route by a [`RouteName`] in the extensions of its response.
+#[derive(Clone, Debug)]
+pub struct RequestMetrics {
+    duration: HistogramVec,
+}
+
+/// What a response is counted under, in place of its route's template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteName(pub String);
+
+impl RequestMetrics {
+    /// Registers the histogram.
+    ///
+    /// # Errors
+    /// A metric of the same name is registered already.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let buckets = vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0];
+        let options =
+            HistogramOpts::new("tempo_request_duration_seconds", "Time (in seconds) spent serving HTTP requests.").buckets(buckets);
+        let duration = HistogramVec::new(options, &["method", "route", "status_code", "ws"])?;
+        registry.register(Box::new(duration.clone()))?;
+        Ok(Self { duration })
+    }
+}
+
+impl<S> Layer<S> for RequestMetrics {
+    type Service = MeasuredService<S>;
+
+    fn layer(&self, inner: S) -> MeasuredService<S> {
+        MeasuredService { inner, metrics: self.clone() }
+    }
+}
+
+/// The service that [`RequestMetrics`] makes.
+#[derive(Clone, Debug)]
+pub struct MeasuredService<S> {
+    inner: S,
+    metrics: RequestMetrics,
+}
+
+impl<S, B> Service<Request<B>> for MeasuredService<S>
+where
+    S: Service<Request<B>, Response = Response>,
+    S::Future: Send + 'static,
+    S::Error: 'static,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let started = Instant::now();
+        let method = method_label(request.method());
+        let websocket = request.headers().get(header::UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        let route = request.extensions().get::<MatchedPath>().map_or_else(|| "notfound".to_owned(), |path| route_name(path.as_str()));
+        let duration = self.metrics.duration.clone();
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let response = response.await?;
+            let route = response.extensions().get::<RouteName>().map_or(route, |name| name.0.clone());
+            let websocket = if websocket { "true" } else { "false" };
+            let status = response.status();
+            duration.with_label_values(&[method, route.as_str(), status.as_str(), websocket]).observe(started.elapsed().as_secs_f64());
+            Ok(response)
+        })
+    }
+}
+
+/// Clients may invent methods; those share a label.
+fn method_label(method: &http::Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "HEAD" => "HEAD",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// The label `route` of a path template.
+pub(crate) fn route_name(template: &str) -> String {
+    let words: Vec<_> = template.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    match words.as_slice() {
+        [] => "root".to_owned(),
+        words => words.join("_").to_ascii_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_named_as_dashboards_expect() {
+        assert_eq!(route_name("/api/traces/{traceID}"), "api_traces_traceid");
+        assert_eq!(route_name("/api/v2/search/tags"), "api_v2_search_tags");
+        assert_eq!(route_name("/"), "root");
+    }
+
+    #[test]
+    fn tenants_with_series_of_their_own_are_bounded() {
+        let metrics = Metrics::new(&Registry::new()).expect("registered");
+        for number in 0..MAX_TENANTS + 10 {
+            metrics.inspected(&format!("tenant-{number}"), Op::Search, 1);
+        }
+        assert_eq!(metrics.inspected.with_label_values(&["other", "search"]).get(), 10);
+        metrics.inspected("tenant-0", Op::Search, 1);
+        assert_eq!(metrics.inspected.with_label_values(&["tenant-0", "search"]).get(), 2);
+    }
+
+    #[test]
+    fn a_dropped_query_was_canceled() {
+        let metrics = Metrics::new(&Registry::new()).expect("registered");
+        metrics.running("a", Op::Traces).completed();
+        drop(metrics.running("a", Op::Traces));
+        assert_eq!(metrics.queries.with_label_values(&["a", "traces", "completed"]).get(), 1);
+        assert_eq!(metrics.queries.with_label_values(&["a", "traces", "canceled"]).get(), 1);
+    }
+}
