@@ -1,0 +1,259 @@
+//! Limits by tenant at run time: the per-tenant file, re-read while the process runs.
+//!
+//! ```text
+//!  file ──every period──► expand, parse, check, validate ──ok──► new table (swapped in at once), metric = 1
+//!                                                   └─error──► the last good table stays, metric = 0
+//!  limits(tenant): exact name ──► "*" ──► defaults
+//! ```
+//!
+//! A tenant's entry replaces all defaults; nothing is merged. An error at start is fatal, later ones are not.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use prometheus::{GaugeVec, Opts, Registry};
+
+use super::{
+    check::check,
+    document::{self, Data, Node, Problem},
+    expand,
+    limits::{self, Limits},
+    render_problems, schema,
+    settings::Settings,
+};
+
+/// Where per-tenant limits come from.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    /// The limits of tenants without an entry.
+    pub(crate) defaults: Arc<Limits>,
+    /// The per-tenant file.
+    pub(crate) file: Option<PathBuf>,
+    /// How often it is read again.
+    pub(crate) period: Duration,
+    /// Whether environment variables are expanded in it.
+    pub(crate) expand_env: bool,
+}
+
+/// A tenant's entry.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    /// What it means.
+    pub(crate) limits: Arc<Limits>,
+    /// What was written.
+    pub(crate) settings: Settings,
+}
+
+/// All entries by tenant, `*` among them.
+pub(crate) type Entries = BTreeMap<String, Entry>;
+
+/// The limits of all tenants.
+#[derive(Debug)]
+pub(crate) struct Overrides {
+    source: Source,
+    entries: RwLock<Arc<Entries>>,
+    metrics: Option<Metrics>,
+}
+
+#[derive(Debug)]
+struct Metrics {
+    successful: GaugeVec,
+    overrides: GaugeVec,
+}
+
+impl Overrides {
+    /// Reads the file, if there is one, and registers the metrics.
+    ///
+    /// # Errors
+    /// A file that can't be read or is wrong.
+    pub(crate) fn new(source: Source, registry: &Registry) -> anyhow::Result<Self> {
+        let gauge = |name: &str, help: &str, labels: &[&str]| -> anyhow::Result<GaugeVec> {
+            let gauge = GaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let defaults = gauge("tempo_limits_defaults", "Default limits of tenants.", &["limit_name"])?;
+        for (name, value) in source.defaults.gauges() {
+            defaults.with_label_values(&[name]).set(value);
+        }
+        let metrics = match &source.file {
+            None => None,
+            Some(_) => Some(Metrics {
+                successful: gauge(
+                    "tempo_runtime_config_last_reload_successful",
+                    "Whether the last reload of the per-tenant file succeeded.",
+                    &["config"],
+                )?,
+                overrides: gauge("tempo_limits_overrides", "Limits of tenants with an entry of their own.", &["limit_name", "user"])?,
+            }),
+        };
+        let overrides = Self { source, entries: RwLock::default(), metrics };
+        overrides.reload().map_err(|why| anyhow::anyhow!("failed to load runtime config: {why}"))?;
+        Ok(overrides)
+    }
+
+    /// The limits of a tenant.
+    pub(crate) fn limits(&self, tenant: &str) -> Arc<Limits> {
+        let entries = self.entries();
+        let entry = entries.get(tenant).or_else(|| entries.get("*"));
+        entry.map_or_else(|| Arc::clone(&self.source.defaults), |entry| Arc::clone(&entry.limits))
+    }
+
+    /// The entries that hold now.
+    pub(crate) fn entries(&self) -> Arc<Entries> {
+        Arc::clone(&self.entries.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether there is a file, and how often it should be read.
+    pub(crate) fn reload_period(&self) -> Option<Duration> {
+        self.source.file.as_ref().map(|_| self.source.period.max(Duration::from_millis(10)))
+    }
+
+    /// Reads the file again. On an error the entries stay as they are.
+    ///
+    /// # Errors
+    /// A file that can't be read or is wrong.
+    pub(crate) fn reload(&self) -> Result<(), String> {
+        let Some(path) = &self.source.file else { return Ok(()) };
+        let read = || {
+            let text = std::fs::read_to_string(path).map_err(|error| format!("failed to read {}: {error}", path.display()))?;
+            parse(&text, self.source.expand_env, &|name| std::env::var(name).ok()).map_err(|why| format!("{}: {why}", path.display()))
+        };
+        let outcome = read();
+        if let Some(metrics) = &self.metrics {
+            metrics.successful.with_label_values(&["overrides"]).set(if outcome.is_ok() { 1.0 } else { 0.0 });
+        }
+        let entries = outcome?;
+        if let Some(metrics) = &self.metrics {
+            metrics.overrides.reset();
+            for (tenant, entry) in &entries {
+                for (name, value) in entry.limits.gauges() {
+                    metrics.overrides.with_label_values(&[name, tenant.as_str()]).set(value);
+                }
+                if entry.limits.disable_collection {
+                    metrics.overrides.with_label_values(&["metrics_generator_dry_run_enabled", tenant.as_str()]).set(1.0);
+                }
+            }
+        }
+        *self.entries.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(entries);
+        Ok(())
+    }
+}
+
+/// Reads the text of a per-tenant file.
+fn parse(text: &str, expand_env: bool, env: &dyn Fn(&str) -> Option<String>) -> Result<Entries, String> {
+    let expanded =
+        if expand_env { expand::expand(text, env).map_err(|why| format!("failed to expand env vars: {why}"))? } else { text.to_owned() };
+    let failed = |problems: &[Problem]| format!("yaml: unmarshal errors:{}", render_problems(problems));
+    let node = document::parse(&expanded).map_err(|problems| failed(&problems))?;
+    let (mut entries, mut problems) = (Entries::new(), Vec::new());
+    match node.as_ref().map(|node| &node.data) {
+        None => {}
+        Some(Data::Map(top)) => {
+            for entry in top {
+                match (&*entry.key, &entry.value) {
+                    ("overrides", node) if node.is_null() => {}
+                    ("overrides", Node { data: Data::Map(tenants), .. }) => {
+                        for tenant in tenants {
+                            let parsed = parse_entry(&tenant.key, &tenant.value, &mut problems);
+                            entries.insert(tenant.key.clone(), parsed);
+                        }
+                    }
+                    ("overrides", node) => problems
+                        .push(Problem::new(node.line, format!("cannot unmarshal {} into map of tenants (field overrides)", node.tag()))),
+                    (key, _) => problems.push(Problem::new(
+                        entry.line,
+                        format!("field {key} not found in type per-tenant overrides (the only key is \"overrides\")"),
+                    )),
+                }
+            }
+        }
+        Some(_) => problems.push(Problem::new(1, "cannot unmarshal the document into per-tenant overrides")),
+    }
+    problems.sort();
+    if problems.is_empty() { Ok(entries) } else { Err(failed(&problems)) }
+}
+
+fn parse_entry(tenant: &str, node: &Node, problems: &mut Vec<Problem>) -> Entry {
+    let name = format!("overrides.{tenant}");
+    let mut checked = check(&schema::tenant(), Some(node), &name);
+    problems.append(&mut checked.problems);
+    let mut settings = checked.settings;
+    limits::translate_legacy(&mut settings, "", "", problems);
+    limits::validate(&settings, "", &name, problems);
+    Entry { limits: Arc::new(Limits::entry(&settings)), settings }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(text: &str) -> Result<Entries, String> {
+        parse(text, true, &|name| (name == "RATE").then(|| "77".to_owned()))
+    }
+
+    #[test]
+    fn an_entry_replaces_all_defaults() {
+        let entries = entries("overrides:\n  a: {ingestion: {max_traces_per_user: 5}}\n  b:\n    ingestion_rate_limit_bytes: ${RATE}\n    max_search_duration: 1d\n  '*':\n")
+            .expect("the file is right");
+        let a = &entries["a"];
+        assert_eq!((a.limits.max_traces_per_user, a.limits.rate_limit_bytes, a.limits.retry_info_enabled), (5, 0, false));
+        let b = &entries["b"];
+        assert_eq!((b.limits.rate_limit_bytes, b.limits.max_search_duration), (77, Duration::from_secs(86_400)));
+        assert_eq!(entries["*"].limits.burst_size_bytes, 0);
+    }
+
+    #[test]
+    fn mistakes() {
+        let error = entries("overrides:\n  a: {ingestion: {rate_limit: 5}, max_bytes_per_trace: 1}\n  b: {metrics_generator: {processors: [spanmetrics]}}\nx: 1\n").expect_err("wrong");
+        assert_eq!(
+            error,
+            "yaml: unmarshal errors:\n  line 2: field rate_limit not found in type overrides.a.ingestion\n  line 3: \
+             overrides.b.metrics_generator.processors: unknown processor \"spanmetrics\" (one of service-graphs, span-metrics, span-metrics-count, \
+             span-metrics-latency, span-metrics-size, local-blocks, host-info)\n  line 4: field x not found in type per-tenant overrides (the only key is \
+             \"overrides\")"
+        );
+        let error = entries("overrides:\n  a:\n    ingestion: {rate_limit_bytes: 5}\n    max_bytes_per_trace: 1\n").expect_err("mixed");
+        assert_eq!(
+            error,
+            "yaml: unmarshal errors:\n  line 4: field max_bytes_per_trace of the legacy overrides format cannot stand beside ingestion.rate_limit_bytes: \
+             write global.max_bytes_per_trace"
+        );
+    }
+
+    #[test]
+    fn reload_keeps_the_last_good_file() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("overrides.yaml");
+        let write = |text: &str| std::fs::write(&path, text).expect("the folder is writable");
+        let registry = Registry::new();
+        let defaults = Limits::defaults(&Settings::new(schema::file()));
+        let source = Source { defaults: Arc::new(defaults), file: Some(path.clone()), period: Duration::from_secs(10), expand_env: false };
+
+        assert!(Overrides::new(source.clone(), &Registry::new()).is_err(), "an error at start is fatal");
+        write("overrides:\n  a: {ingestion: {rate_limit_bytes: 1}}\n");
+        let overrides = Overrides::new(source, &registry).expect("the file is right");
+        assert_eq!(overrides.limits("a").rate_limit_bytes, 1);
+        assert_eq!(overrides.limits("b").rate_limit_bytes, 15_000_000);
+
+        write("overrides:\n  a: {ingestion: {rate_limit_byte: 2}}\n");
+        assert!(overrides.reload().is_err());
+        assert_eq!(overrides.limits("a").rate_limit_bytes, 1);
+        assert_eq!(successful(&registry), 0.0);
+
+        write("overrides:\n  a: {ingestion: {rate_limit_bytes: 2}}\n  '*': {ingestion: {rate_limit_bytes: 3}}\n");
+        overrides.reload().expect("the file is right again");
+        assert_eq!((overrides.limits("a").rate_limit_bytes, overrides.limits("b").rate_limit_bytes), (2, 3));
+        assert_eq!(successful(&registry), 1.0);
+    }
+
+    fn successful(registry: &Registry) -> f64 {
+        let families = registry.gather();
+        let family = families.iter().find(|family| family.name() == "tempo_runtime_config_last_reload_successful").expect("registered");
+        family.get_metric()[0].get_gauge().get_value()
+    }
+}

@@ -1,0 +1,125 @@
+//! `storage.trace`, the object stores behind it, and `cache`.
+
+use super::{
+    Row, boolean,
+    common::{BACKGROUND_CACHE, BLOCK, MEMCACHED, REDIS, SEARCH, TLS_CLIENT},
+    duration, include, int, list, secret, set, strings, text, text_map, uint,
+};
+
+pub(super) const S3: &[Row] = &[
+    include("", TLS_CLIENT),
+    set("tls_min_version", "VersionTLS12"),
+    text("bucket", ""),
+    text("prefix", ""),
+    text("endpoint", ""),
+    text("region", ""),
+    text("access_key", ""),
+    secret("secret_key", ""),
+    secret("session_token", ""),
+    boolean("insecure", "false"),
+    uint("part_size", "0"),
+    duration("hedge_requests_at", "0s"),
+    int("hedge_requests_up_to", "2"),
+    boolean("signature_v2", "false"),
+    boolean("forcepathstyle", "false"),
+    boolean("enable_dual_stack", "false"),
+    int("bucket_lookup_type", "0"),
+    text_map("tags", ""),
+    text("storage_class", ""),
+    text_map("metadata", ""),
+    boolean("native_aws_auth_enabled", "false"),
+    int("list_blocks_concurrency", "3"),
+    text("sse.type", ""),
+    text("sse.kms_key_id", ""),
+    text("sse.kms_encryption_context", ""),
+    secret("sse.encryption_key", ""),
+    int("retry_max_attempts", "10").tempo3(),
+    duration("retry_backoff_initial", "200ms").tempo3(),
+    duration("retry_backoff_max", "1s").tempo3(),
+];
+
+pub(super) const GCS: &[Row] = &[
+    text("bucket_name", ""),
+    text("prefix", ""),
+    int("chunk_buffer_size", "10485760"),
+    text("endpoint", ""),
+    duration("hedge_requests_at", "0s"),
+    int("hedge_requests_up_to", "2"),
+    boolean("insecure", "false"),
+    text("object_cache_control", ""),
+    text_map("object_metadata", ""),
+    int("list_blocks_concurrency", "3"),
+    int("max_retries", "3"),
+];
+
+pub(super) const AZURE: &[Row] = &[
+    text("storage_account_name", ""),
+    secret("storage_account_key", ""),
+    boolean("use_managed_identity", "false"),
+    boolean("use_federated_token", "false"),
+    text("user_assigned_id", ""),
+    text("container_name", ""),
+    text("prefix", ""),
+    text("endpoint_suffix", "blob.core.windows.net"),
+    int("max_buffers", "4"),
+    int("buffer_size", "3145728"),
+    duration("hedge_requests_at", "0s"),
+    int("hedge_requests_up_to", "2"),
+];
+
+pub(super) const TRACE: &[Row] = &[
+    int("pool.max_workers", "400"),
+    int("pool.queue_depth", "20000"),
+    text("wal.path", "/var/tempo/wal").used(),
+    text("wal.v2_encoding", "snappy").ignored(),
+    text("wal.search_encoding", "none").ignored(),
+    duration("wal.ingestion_time_range_slack", "2m"),
+    text("wal.version", "").ignored(),
+    text("wal.sync", "").used(),
+    include("block", BLOCK).used(),
+    include("search", SEARCH),
+    duration("blocklist_poll", "5m"),
+    uint("blocklist_poll_concurrency", "50"),
+    uint("blocklist_poll_tenant_concurrency", "0"),
+    boolean("blocklist_poll_fallback", "true"),
+    int("blocklist_poll_tenant_index_builders", "2"),
+    duration("blocklist_poll_stale_tenant_index", "0s"),
+    int("blocklist_poll_jitter_ms", "0"),
+    int("blocklist_poll_tolerate_consecutive_errors", "1"),
+    int("blocklist_poll_tolerate_tenant_failures", "1"),
+    boolean("empty_tenant_deletion_enabled", "false"),
+    duration("empty_tenant_deletion_age", "0s"),
+    text("backend", "").used(),
+    text("local.path", "").used(),
+    include("gcs", GCS),
+    include("s3", S3),
+    include("azure", AZURE),
+    text("cache", ""),
+    uint("cache_min_compaction_level", "0"),
+    duration("cache_max_block_age", "0s"),
+    include("background_cache", BACKGROUND_CACHE),
+    include("memcached", MEMCACHED),
+    include("redis", REDIS),
+];
+
+const CACHE_ENTRY: &[Row] = &[strings("roles", ""), include("memcached", MEMCACHED), include("redis", REDIS)];
+
+pub(super) const CACHE: &[Row] = &[include("background", BACKGROUND_CACHE), list("caches", CACHE_ENTRY)];
+
+/// The column names that have their own Parquet column unless the file says otherwise: scope, type, name.
+pub(crate) const DEDICATED_COLUMNS: &[(&str, &str, &str)] = &[
+    ("resource", "string", "k8s.cluster.name"),
+    ("resource", "string", "k8s.namespace.name"),
+    ("resource", "string", "k8s.pod.name"),
+    ("resource", "string", "k8s.container.name"),
+    ("span", "string", "http.request.method"),
+    ("span", "string", "url.path"),
+    ("span", "string", "url.route"),
+    ("span", "string", "server.address"),
+    ("span", "string", "http.method"),
+    ("span", "string", "http.url"),
+    ("span", "string", "http.route"),
+    ("span", "int", "http.response.status_code"),
+    ("span", "int", "server.port"),
+    ("span", "int", "http.status_code"),
+];

@@ -1,0 +1,333 @@
+//! The configuration as a whole: defaults, real files, messages.
+
+use super::*;
+
+fn request() -> Request {
+    Request::default()
+}
+
+fn load_text(text: &str) -> Result<Config, String> {
+    parse(text, &request()).map_err(|problems| render_problems(&problems))
+}
+
+fn loaded(text: &str) -> Config {
+    load_text(text).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    let config = loaded("");
+    assert_eq!(config.to_yaml(Mode::Diff), "{}\n");
+    assert_eq!(config.server.http_endpoint, "0.0.0.0:3200");
+    assert_eq!(config.storage.backend, Backend::Unknown(String::new()));
+    assert_eq!(config.distributor.receivers, Receivers::fallback());
+    assert_eq!(config.warnings(), []);
+    assert_eq!(config.unused_keys(), ["distributor.receivers.jaeger/grpc", "distributor.receivers.jaeger/thrift_http"]);
+}
+
+#[test]
+fn defaults_are_those_of_the_tables() {
+    let yaml = loaded("").to_yaml(Mode::Effective);
+    // Indented paths of the rendered text, to compare by dotted path.
+    let mut stack: Vec<(usize, String)> = Vec::new();
+    let mut seen = std::collections::HashMap::new();
+    for line in yaml.lines() {
+        let indent = line.len() - line.trim_start().len();
+        if line.trim_start().starts_with('-') {
+            continue;
+        }
+        let (key, value) = line.trim_start().split_once(':').expect("a key");
+        stack.retain(|(depth, _)| *depth < indent);
+        stack.push((indent, key.to_owned()));
+        let path: Vec<&str> = stack.iter().map(|(_, key)| key.as_str()).collect();
+        seen.insert(path.join("."), value.trim().to_owned());
+    }
+    for (path, expected) in [
+        ("target", "all"),
+        ("http_api_prefix", "\"\""),
+        ("shutdown_delay", "0s"),
+        ("server.http_listen_port", "3200"),
+        ("server.grpc_server_max_connection_age", "2562047h47m16.854775807s"),
+        ("server.http_server_idle_timeout", "2m0s"),
+        ("server.log_level", "info"),
+        ("internal_server.http_listen_port", "3101"),
+        ("internal_server.grpc_server_keepalive_time", "0s"),
+        ("internal_server.register_instrumentation", "false"),
+        ("distributor.ring.heartbeat_timeout", "5m0s"),
+        ("distributor.ring.kvstore.store", "memberlist"),
+        ("distributor.max_attribute_bytes", "2048"),
+        ("distributor.receivers", "null"),
+        ("ingester.lifecycler.num_tokens", "128"),
+        ("ingester.partition_ring.delete_inactive_partition_after", "13h0m0s"),
+        ("ingester.trace_idle_period", "5s"),
+        ("ingester.max_block_bytes", "524288000"),
+        ("ingester.complete_block_timeout", "15m0s"),
+        ("ingester_client.pool_config.checkinterval", "15s"),
+        ("ingester_client.grpc_client_config.initial_stream_window_size", "63KiB1023B"),
+        ("ingester_client.grpc_client_config.backoff_config.max_retries", "10"),
+        ("querier.frontend_worker.grpc_client_config.backoff_config.max_retries", "5"),
+        ("querier.frontend_worker.grpc_client_config.max_send_msg_size", "16777216"),
+        ("querier.frontend_worker.grpc_client_config.initial_stream_window_size", "0B"),
+        ("querier.metrics.time_overlap_cutoff", "0.2"),
+        ("query_frontend.search.max_duration", "168h0m0s"),
+        ("query_frontend.rf1_after", "0001-01-01T00:00:00Z"),
+        ("compactor.ring.kvstore.store", "\"\""),
+        ("compactor.compaction.block_retention", "336h0m0s"),
+        ("metrics_generator.registry.stale_duration", "15m0s"),
+        ("metrics_generator.processor.local_blocks.block.version", "vParquet4"),
+        ("metrics_generator.storage.remote_write", "null"),
+        ("overrides.per_tenant_override_period", "10s"),
+        ("overrides.defaults.ingestion.rate_limit_bytes", "15000000"),
+        ("overrides.defaults.ingestion.artificial_delay", "null"),
+        ("overrides.defaults.read.max_search_duration", "0s"),
+        ("overrides.defaults.metrics_generator.native_histogram_bucket_factor", "1.1"),
+        ("memberlist.acquire_writer_timeout", "250ms"),
+        ("memberlist.bind_port", "7946"),
+        ("storage.trace.blocklist_poll", "5m0s"),
+        ("storage.trace.pool.queue_depth", "20000"),
+        ("storage.trace.wal.path", "/var/tempo/wal"),
+        ("storage.trace.s3.tls_min_version", "VersionTLS12"),
+        ("storage.trace.azure.endpoint_suffix", "blob.core.windows.net"),
+        ("cache.background.writeback_buffer", "10000"),
+        ("block_builder.wal.path", "/var/tempo/block-builder/traces"),
+        ("live_store.block_config.version", "\"\""),
+        ("backend_worker.backoff.max_period", "1m0s"),
+        ("backend_scheduler.provider.compaction.compaction.compaction_window", "1h0m0s"),
+        ("rubato.wal.sync", "always"),
+    ] {
+        assert_eq!(seen.get(path).map(String::as_str), Some(expected), "{path}");
+    }
+    assert!(!yaml.contains("ingestion_rate_limit_bytes"), "flat keys are never printed");
+}
+
+#[test]
+fn the_printed_defaults_are_a_file_that_means_the_defaults() {
+    let defaults = loaded("");
+    let again = loaded(&defaults.to_yaml(Mode::Defaults));
+    assert_eq!(again.to_yaml(Mode::Diff), "{}\n");
+    assert_eq!(again.settings, defaults.settings);
+}
+
+const DEPLOYMENT: &str = r#"
+multitenancy_enabled: false
+stream_over_http_enabled: true
+shutdown_delay: 5s
+server: {http_listen_port: 3100, grpc_listen_port: 9095, log_level: info, log_format: logfmt}
+distributor:
+  receivers:
+    otlp:
+      protocols:
+        grpc: { endpoint: "0.0.0.0:4317" }
+ingester:
+  lifecycler:
+    address: ${POD_IP}
+    ring: {replication_factor: 3, kvstore: { store: memberlist }}
+  max_block_duration: 5m
+  max_block_bytes: 104857600
+  complete_block_timeout: 6m
+  flush_all_on_shutdown: true
+metrics_generator:
+  ring: { instance_addr: "${POD_IP}", kvstore: { store: memberlist } }
+  registry:
+    external_labels: { source: tempo, cluster: dev }
+  storage:
+    path: /var/tempo/generator/wal
+    remote_write:
+      - url: http://mimir-distributor.mimir.svc.cluster.local:8080/api/v1/push
+        send_exemplars: true
+        basic_auth: {username: u, password: hunter2}
+compactor:
+  ring: { instance_addr: "${POD_IP}", kvstore: { store: memberlist } }
+  compaction: {block_retention: 3h, compacted_block_retention: 15m, compaction_window: 30m}
+querier:
+  max_concurrent_queries: 20
+  frontend_worker: {frontend_address: "query-frontend-discovery.tempo.svc.cluster.local:9095"}
+query_frontend:
+  search: { max_duration: 3h }
+  metrics: { max_duration: 3h }
+memberlist:
+  abort_if_cluster_join_fails: false
+  advertise_addr: ${POD_IP}
+  bind_port: 7946
+  join_members: ["dns+gossip-ring.tempo.svc.cluster.local:7946"]
+overrides:
+  defaults:
+    ingestion: {rate_strategy: local, rate_limit_bytes: 15000000, burst_size_bytes: 20000000}
+    metrics_generator:
+      processors: [service-graphs, span-metrics]
+  per_tenant_override_config: /etc/tempo/overrides.yaml
+cache:
+  caches:
+    - roles: [bloom, trace-id-index, parquet-footer, parquet-column-idx, parquet-offset-idx, frontend-search]
+      memcached:
+        addresses: mcrouter.tempo.svc.cluster.local:5000
+        consistent_hash: false
+        timeout: 200ms
+        max_idle_conns: 100
+        max_item_size: 1000000
+        ttl: 48h
+storage:
+  trace:
+    backend: s3
+    blocklist_poll: 5m
+    blocklist_poll_tenant_index_builders: 1
+    wal: { path: /var/tempo/wal }
+    pool: { max_workers: 400, queue_depth: 20000 }
+    s3:
+      bucket: tempo
+      endpoint: minio.tempo.svc.cluster.local:9000
+      insecure: true
+      forcepathstyle: true
+      access_key: ${S3_ACCESS_KEY}
+      secret_key: ${S3_SECRET_KEY}
+usage_report:
+  reporting_enabled: false
+"#;
+
+#[test]
+fn a_real_file_verifies_and_comes_back() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("tempo.yaml");
+    std::fs::write(&path, DEPLOYMENT).expect("the folder is writable");
+    let env = |name: &str| match name {
+        "POD_IP" => Some("10.1.2.3".to_owned()),
+        "S3_SECRET_KEY" => Some("hush".to_owned()),
+        _ => None,
+    };
+    let request = Request { file: Some(path), expand_env: true, flags: Vec::new() };
+    let config = load(&request, &env).expect("the file is right");
+    assert_eq!(config.warnings(), []);
+    assert_eq!(config.notes, ["line 71: key \"storage.trace.s3.access_key\" has no value, its default is used"]);
+    assert_eq!(config.settings.text("ingester.lifecycler.address"), "10.1.2.3");
+    assert_eq!(config.storage.backend, Backend::Unavailable("s3".to_owned()));
+    assert_eq!(config.distributor.receivers.otlp_grpc[0].endpoint, "0.0.0.0:4317");
+    assert_eq!(config.overrides.defaults.processors, ["service-graphs", "span-metrics"]);
+    assert!(config.unused_keys().contains(&"compactor.compaction.block_retention".to_owned()));
+    assert!(!config.unused_keys().contains(&"storage.trace.blocklist_poll".to_owned()), "written with its default");
+
+    let yaml = config.to_yaml(Mode::Effective);
+    assert!(!yaml.contains("hush") && !yaml.contains("hunter2"), "{yaml}");
+    let again = loaded(&yaml);
+    assert_eq!(again.to_yaml(Mode::Diff), config.to_yaml(Mode::Diff));
+    assert!(config.to_yaml(Mode::Diff).contains("secret_key: \"********\"\n"), "{}", config.to_yaml(Mode::Diff));
+}
+
+#[test]
+fn the_embedded_defaults_stay_on_this_machine() {
+    let config = load(&request(), &|_| None).expect("the embedded defaults are right");
+    assert_eq!(config.server.http_endpoint, "127.0.0.1:3200");
+    assert_eq!(config.storage.backend, Backend::Local(PathBuf::from("./rubato-data/blocks")));
+    assert_eq!(config.storage.wal.dir, PathBuf::from("./rubato-data/wal"));
+    assert_eq!(config.distributor.receivers, Receivers::embedded());
+    assert_eq!((config.warnings(), config.unused_keys()), (Vec::new(), Vec::new()));
+    // What is shown is what runs.
+    let shown = loaded(&config.to_yaml(Mode::Effective));
+    assert_eq!(shown.distributor.receivers, Receivers::embedded());
+}
+
+#[test]
+fn problems_of_all_stages_are_reported_together() {
+    let problems = load_text(
+        "server:\n  log_format: xml\n  porrt: 1\nhttp_api_prefix: tempo\ndistributor:\n  receivers:\n    otlp: {protocols: {}}\n",
+    )
+    .expect_err("wrong");
+    assert_eq!(
+        problems,
+        "\n  line 2: server.log_format: \"xml\" is not one of logfmt, json\
+         \n  line 3: field porrt not found in type server\
+         \n  line 4: http_api_prefix: \"tempo\" must start with /\
+         \n  line 7: distributor.receivers.otlp: must specify at least one protocol"
+    );
+    assert_eq!(load_text("a: 1\na: 2\n").expect_err("wrong"), "\n  line 2: mapping key \"a\" already defined at line 1");
+    let error = load(&Request { file: Some(PathBuf::from("/nowhere/x.yaml")), ..request() }, &|_| None).expect_err("no file");
+    assert!(error.to_string().starts_with("failed to read configFile /nowhere/x.yaml: "), "{error}");
+}
+
+#[test]
+fn legacy_overrides_mean_the_same_and_warn() {
+    let config =
+        loaded("overrides:\n  ingestion_rate_limit_bytes: 5\n  max_bytes_per_trace: 6\n  metrics_generator_processors: [span-metrics]\n");
+    assert_eq!((config.overrides.defaults.rate_limit_bytes, config.overrides.defaults.max_bytes_per_trace), (5, 6));
+    assert_eq!(config.warnings().len(), 1);
+    assert!(config.to_yaml(Mode::Diff).starts_with("overrides:\n    defaults:\n        ingestion:\n            rate_limit_bytes: 5\n"));
+}
+
+#[test]
+fn flags_go_before_both_spellings_of_limits() {
+    let request = Request { flags: vec![("overrides.defaults.ingestion.rate_limit_bytes", Value::Int(9))], ..request() };
+    for text in ["overrides: {ingestion_rate_limit_bytes: 5}", "overrides: {defaults: {ingestion: {rate_limit_bytes: 5}}}"] {
+        let config = parse(text, &request).unwrap_or_else(|problems| panic!("{}", render_problems(&problems)));
+        assert_eq!(config.overrides.defaults.rate_limit_bytes, 9, "{text}");
+    }
+}
+
+#[test]
+fn sync_of_the_wal_in_both_places() {
+    assert_eq!(
+        loaded("rubato: {wal: {sync: interval, sync_interval: 50ms, max_bytes: 1GiB}}").storage.wal.sync,
+        storage::wal::Sync::Interval(Duration::from_millis(50))
+    );
+    assert_eq!(loaded("storage: {trace: {wal: {sync: never}}}").storage.wal.sync, storage::wal::Sync::Never);
+    assert_eq!(
+        load_text("rubato:\n  wal:\n    sync: often").expect_err("wrong"),
+        "\n  line 3: rubato.wal.sync: \"often\" is not one of always, interval, never"
+    );
+}
+
+#[test]
+fn warnings_by_key() {
+    for (text, start) in [
+        ("ingester: {complete_block_timeout: 1m}", "ingester.complete_block_timeout <"),
+        ("compactor: {compaction: {block_retention: 1m}}", "compactor.compaction.block_retention <"),
+        ("compactor: {compaction: {retention_concurrency: 0}}", "c.Compactor.Compactor.RetentionConcurrency"),
+        ("distributor: {log_received_spans: {enabled: true}}", "span logging"),
+        ("target: querier\nstorage: {trace: {backend: local}}", "local backend"),
+        ("storage: {trace: {block: {v2_index_page_size_bytes: 5}}}", "v2_* settings"),
+        (
+            "storage: {trace: {block: {parquet_dedicated_columns: [{scope: galaxy, name: x}]}}}",
+            "storage.trace.block.parquet_dedicated_columns",
+        ),
+        ("storage: {trace: {cache: memcached}}", "storage.trace.cache"),
+        ("query_frontend: {trace_by_id: {concurrent_shards: 60}}", "query_frontend.trace_by_id.concurrent_shards"),
+        ("storage: {trace: {blocklist_poll: 30m}}\ningester: {complete_block_timeout: 1h}", "backend_scheduler.work.prune_age"),
+        ("block_builder: {assigned_partitions: {a: [1]}, partitions_per_instance: 2}", "block_builder.assigned_partitions"),
+        (
+            "storage: {trace: {backend: local, local: {path: /x}}}\noverrides: {user_configurable_overrides: {enabled: true, client: {backend: local, local: {path: /x}}}}",
+            "user-configurable overrides",
+        ),
+    ] {
+        let warnings = loaded(text).warnings();
+        assert!(warnings.len() == 1 && warnings[0].message.starts_with(start), "{text}: {warnings:?}");
+    }
+}
+
+#[test]
+fn caches_are_checked() {
+    for (text, expected) in [
+        ("cache: {caches: [{memcached: {}}]}", "configured caches require a valid role"),
+        ("cache: {caches: [{roles: [none], memcached: {host: x}}]}", "role none is not a valid role"),
+        ("cache: {caches: [{roles: [bloom]}]}", "cache config for role bloom has neither memcached nor redis configs"),
+        (
+            "cache: {caches: [{roles: [bloom], memcached: {host: x}, redis: {endpoint: y}}]}",
+            "cache config for role bloom has both memcached and redis configs",
+        ),
+        (
+            "cache: {caches: [{roles: [bloom], redis: {endpoint: x}}, {roles: [bloom], redis: {endpoint: y}}]}",
+            "role bloom is claimed by more than one cache",
+        ),
+    ] {
+        assert_eq!(load_text(text).expect_err("wrong"), format!("\n  line 1: {expected}"), "{text}");
+    }
+}
+
+#[test]
+fn keys_of_tempo_3_are_accepted_and_named() {
+    let config = loaded(
+        "memory: {automemlimit_enabled: true}\nquery_frontend: {skip_ast_transformations: [all]}\noverrides: {enable_legacy_overrides: true}\n",
+    );
+    assert_eq!(
+        config.tempo3_keys(),
+        ["memory.automemlimit_enabled", "overrides.enable_legacy_overrides", "query_frontend.skip_ast_transformations"]
+    );
+    assert_eq!(config.unused_keys(), loaded("").unused_keys());
+}

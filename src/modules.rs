@@ -1,0 +1,338 @@
+//! The modules of the target `all`, in the order of their dependencies: log, bucket, dataflow, queries, receivers.
+//!
+//! This is the only place that knows every crate. What each of them asks for is taken from the configuration and the sizes here and nowhere
+//! else, so this file reads as the list of what is connected to what.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use axum::{
+    Router,
+    extract::{Query, State},
+    http::StatusCode,
+    routing::any,
+};
+use dataflow::{Components, Dataflow, manifest::ManifestStore};
+use object_store::local::LocalFileSystem;
+use storage::{
+    backend::{Blocklist, Store},
+    block,
+    id::Tenant,
+    wal::{self, Wal},
+};
+use tokio::net::TcpListener;
+
+use crate::{
+    app::{App, watch_overrides},
+    config::{Backend, Overrides},
+    http, process,
+    recent::RecentData,
+};
+
+/// OTLP bytes of cut traces that make a block, at most: blocks come small and often, which keeps memory low, and compaction makes them
+/// large. A smaller `ingester.max_block_bytes`, or little memory, makes them smaller still.
+const MAX_BATCH_BYTES: u64 = 32 << 20;
+/// Bytes of spans that the dataflow holds, at most, however much memory there is: the log holds more than that for less.
+const MAX_RESIDENT_BYTES: u64 = 512 << 20;
+/// Bytes of requests between socket and log, at most.
+const MAX_INGEST_BYTES: u64 = 256 << 20;
+/// How long a request may wait for its share of those.
+const INGEST_WAIT: Duration = Duration::from_secs(5);
+/// Retry hint of refused requests where the configuration says nothing: without one, OTLP clients drop what was refused.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How long recovery may take before the process gives up.
+const RECOVERY_DEADLINE: Duration = Duration::from_secs(3600);
+/// Log kept on disk where the configuration says nothing.
+const MAX_WAL_BYTES: u64 = 64 << 30;
+/// Log records that may wait for the writer.
+const WAL_QUEUE_BYTES: usize = 16 << 20;
+
+/// Starts everything. Called once the HTTP server answers `/ready` with 503.
+pub(crate) async fn start(app: &mut App) -> anyhow::Result<()> {
+    if let Some(period) = app.overrides.reload_period() {
+        let overrides = Arc::clone(&app.overrides);
+        app.spawn("overrides", async move |shutdown| watch_overrides(&overrides, period, shutdown).await);
+    }
+    // Ports first: if one is taken, nothing should have begun.
+    let receivers = Listeners::bind(app).await?;
+    let wal = open_wal(app).await?;
+    let (store, blocklist) = open_bucket(app).await?;
+    let dataflow = start_dataflow(app, &wal, &store, &blocklist).await?;
+    serve_queries(app, store, blocklist, &dataflow)?;
+    receivers.serve(app, &wal)
+}
+
+/// Opens the log. It is closed after everything else has stopped.
+async fn open_wal(app: &mut App) -> anyhow::Result<Wal> {
+    let config = &app.config.storage.wal;
+    let settings = wal::Settings {
+        dir: config.dir.clone(),
+        file_bytes: config.file_bytes,
+        sync: config.sync,
+        max_bytes: config.max_bytes.unwrap_or(MAX_WAL_BYTES),
+        queue_bytes: WAL_QUEUE_BYTES,
+    };
+    let (clock, registry) = (Arc::clone(&app.clock), app.registry.clone());
+    let (wal, recovery) = tokio::task::spawn_blocking(move || Wal::open(settings, clock, &registry)).await??;
+    tracing::info!(
+        path = %app.config.storage.wal.dir.display(),
+        tail = wal.tail().0,
+        head = wal.head().borrow().0,
+        torn_bytes = recovery.torn_bytes,
+        quarantined_records = recovery.quarantined_records,
+        "write-ahead log opened"
+    );
+    let closing = wal.clone();
+    app.started("wal", move || async move {
+        closing.close().await;
+        Ok(())
+    });
+    Ok(wal)
+}
+
+async fn open_bucket(app: &App) -> anyhow::Result<(Store, Blocklist)> {
+    let Backend::Local(path) = &app.config.storage.backend else { anyhow::bail!("this version keeps blocks on local disk only") };
+    let store = Store::new(Arc::new(local(path)?), "");
+    let blocklist = Blocklist::load(&store).await.with_context(|| format!("list the blocks below {}", path.display()))?;
+    Ok((store, blocklist))
+}
+
+/// A folder as a bucket. Written with fsync: the log forgets what a block holds.
+fn local(path: &std::path::Path) -> anyhow::Result<LocalFileSystem> {
+    std::fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
+    Ok(LocalFileSystem::new_with_prefix(path)?.with_fsync(true))
+}
+
+/// Starts the dataflow and waits until it has recovered.
+async fn start_dataflow(app: &mut App, wal: &Wal, store: &Store, blocklist: &Blocklist) -> anyhow::Result<Arc<Dataflow>> {
+    let config = Arc::clone(&app.config);
+    let (ingester, sizes) = (&config.ingester, app.sizes);
+    let settings = dataflow::Settings {
+        workers: sizes.dataflow_workers,
+        tick: config.dataflow.tick,
+        trace_idle_period: ingester.trace_idle_period,
+        trace_live_period: ingester.trace_live_period,
+        max_block_bytes: usize::try_from(ingester.max_block_bytes.min(sizes.live_bytes / 4).min(MAX_BATCH_BYTES))?,
+        max_block_duration: ingester.max_block_duration,
+        resident_bytes: usize::try_from(sizes.live_bytes.min(MAX_RESIDENT_BYTES))?,
+        checkpoint_interval: config.dataflow.checkpoint_interval,
+        encoders: sizes.block_encoders,
+        ..dataflow::Settings::default()
+    };
+    let components = Components {
+        wal: wal.clone(),
+        store: store.clone(),
+        block_settings: Arc::new(block_settings(&config.storage.block)?),
+        blocklist: blocklist.clone(),
+        // Beside the log, since one is worth nothing without the other.
+        manifests: ManifestStore::new(Arc::new(local(&config.storage.wal.dir)?), "manifest"),
+        clock: Arc::clone(&app.clock),
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let dataflow = Arc::new(Dataflow::start(settings, components, &app.registry)?);
+    let (stopping, flush) = (Arc::clone(&dataflow), ingester.flush_all_on_shutdown);
+    app.started("dataflow", move || async move {
+        if flush {
+            stopping.flush().await.context("flush on shutdown")?;
+        }
+        stopping.shutdown().await;
+        Ok(())
+    });
+    let recovered = async {
+        while !dataflow.is_running() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(RECOVERY_DEADLINE, recovered).await.context("the dataflow did not recover")?;
+    let ready = Arc::clone(&dataflow);
+    let check = move || if ready.is_running() { Ok(()) } else { Err("Ingester not ready: dataflow is re-forming".to_owned()) };
+    app.admin.check_ready_by(vec![Box::new(check)]);
+    Ok(dataflow)
+}
+
+fn block_settings(config: &crate::config::Block) -> anyhow::Result<block::Settings> {
+    if config.version != "vParquet4" {
+        tracing::warn!(version = config.version, "this version of Rubato writes vParquet4 blocks only");
+    }
+    let columns = config.dedicated_columns.iter().map(|column| block::DedicatedColumn {
+        scope: column.scope.clone(),
+        name: column.name.clone(),
+        kind: column.kind.clone(),
+        options: column.options.clone(),
+    });
+    Ok(block::Settings {
+        bloom_filter_false_positive: config.bloom_filter_false_positive,
+        bloom_filter_shard_size_bytes: usize::try_from(config.bloom_filter_shard_bytes)?,
+        row_group_size_bytes: usize::try_from(config.row_group_bytes)?,
+        dedicated_columns: columns.collect(),
+    })
+}
+
+fn serve_queries(app: &App, store: Store, blocklist: Blocklist, dataflow: &Arc<Dataflow>) -> anyhow::Result<()> {
+    let config = &app.config;
+    let settings = query::Settings {
+        concurrent_scans: app.sizes.async_threads,
+        trace_timeout: config.query.trace_by_id_timeout,
+        search_timeout: config.query.search_timeout,
+        ..query::Settings::default()
+    };
+    let recent = Arc::new(RecentData(Arc::clone(dataflow)));
+    let engine = query::Engine::new(settings, store, blocklist, recent, Arc::clone(&app.clock), &app.registry)?
+        .with_overrides(Arc::new(TenantLimits(Arc::clone(&app.overrides))));
+    let api = query::ApiSettings {
+        http_api_prefix: config.http_api_prefix.clone(),
+        multitenancy_enabled: config.multitenancy,
+        multi_tenant_queries_enabled: config.query.multi_tenant,
+        api_timeout: config.query.api_timeout.unwrap_or_default(),
+        default_result_limit: usize::try_from(config.query.default_result_limit)?,
+        max_result_limit: usize::try_from(config.query.max_result_limit)?,
+        default_spans_per_spanset: usize::try_from(config.query.default_spans_per_span_set)?,
+        max_spans_per_spanset: usize::try_from(config.query.max_spans_per_span_set)?,
+        max_search_duration: config.query.max_search_duration.unwrap_or_default(),
+        max_query_bytes: usize::try_from(config.query.max_expression_bytes)?,
+        build: query::BuildInfo {
+            version: process::COMPATIBLE_VERSION.to_owned(),
+            revision: process::revision().to_owned(),
+            branch: process::branch().to_owned(),
+            ..query::BuildInfo::default()
+        },
+        ..query::ApiSettings::default()
+    };
+    let routes = ROUTES.iter().map(|route| format!("{}{route}", config.http_api_prefix)).chain(["/flush".to_owned()]).collect();
+    let flush = Router::new().route("/flush", any(flush)).with_state(Arc::clone(dataflow));
+    app.admin.serve_api(query::router(Arc::new(engine), api).merge(flush), routes);
+    Ok(())
+}
+
+/// Path templates of the query API, for `/status/endpoints`.
+const ROUTES: &[&str] = &[
+    "/api/traces/{traceID}",
+    "/api/v2/traces/{traceID}",
+    "/api/search",
+    "/api/search/tags",
+    "/api/v2/search/tags",
+    "/api/search/tag/{tagName}/values",
+    "/api/v2/search/tag/{tagName}/values",
+    "/api/echo",
+    "/api/status/buildinfo",
+];
+
+/// `/flush`: everything acknowledged so far becomes blocks. Answers when they are committed, for all tenants whoever is named.
+async fn flush(State(dataflow): State<Arc<Dataflow>>, Query(query): Query<FlushQuery>) -> (StatusCode, String) {
+    if let Some(tenant) = query.tenant.as_deref().filter(|tenant| !tenant.is_empty())
+        && let Err(error) = Tenant::new(tenant)
+    {
+        return (StatusCode::NOT_FOUND, format!("{error}\n"));
+    }
+    match dataflow.flush().await {
+        Ok(()) => (StatusCode::NO_CONTENT, String::new()),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+    }
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct FlushQuery {
+    tenant: Option<String>,
+}
+
+/// The sockets of the receivers.
+struct Listeners {
+    grpc: Vec<(TcpListener, usize)>,
+    http: Vec<(TcpListener, usize, String)>,
+}
+
+impl Listeners {
+    async fn bind(app: &App) -> anyhow::Result<Self> {
+        let receivers = &app.config.distributor.receivers;
+        // Listening in the clear where encryption or authentication was asked for would be worse than not listening.
+        if let Some(key) = receivers.unused.iter().find(|key| key.contains(".tls") || key.contains(".auth")) {
+            anyhow::bail!("{key} is not available in this version of Rubato: remove it to listen without");
+        }
+        let mut listeners = Self { grpc: Vec::new(), http: Vec::new() };
+        for grpc in &receivers.otlp_grpc {
+            listeners.grpc.push((http::bind(&grpc.endpoint).await?, grpc.max_message_bytes));
+        }
+        for otlp in &receivers.otlp_http {
+            listeners.http.push((http::bind(&otlp.endpoint).await?, otlp.max_body_bytes, otlp.traces_path.clone()));
+        }
+        Ok(listeners)
+    }
+
+    /// Begins to take spans.
+    fn serve(self, app: &mut App, wal: &Wal) -> anyhow::Result<()> {
+        let config = Arc::clone(&app.config);
+        let written = config.settings.written("distributor.retry_after_on_resource_exhausted").is_some();
+        let retry_after = config.distributor.retry_after.or((!written).then_some(RETRY_AFTER)).unwrap_or_default();
+        let settings = ingest::DistributorSettings {
+            max_attribute_bytes: usize::try_from(config.distributor.max_attribute_bytes)?,
+            retry_after_on_resource_exhausted: retry_after,
+            rate_strategy: match config.settings.text("overrides.defaults.ingestion.rate_strategy") {
+                // One process is the only distributor there is.
+                "global" => ingest::RateStrategy::Global { distributors: 1 },
+                _ => ingest::RateStrategy::Local,
+            },
+            trace_idle_period: config.ingester.trace_idle_period,
+            ..ingest::DistributorSettings::default()
+        };
+        let limits = Arc::new(TenantLimits(Arc::clone(&app.overrides)));
+        let distributor = ingest::Distributor::new(settings, Arc::new(wal.clone()), limits, Arc::clone(&app.clock), &app.registry)?;
+        let bytes = usize::try_from(app.sizes.ingest_bytes.min(MAX_INGEST_BYTES))?;
+        let budget = ingest::Budget::new(bytes, INGEST_WAIT, &app.registry)?;
+        let multitenancy = config.multitenancy;
+        for (number, (listener, max_message_bytes)) in self.grpc.into_iter().enumerate() {
+            let settings = ingest::GrpcSettings { max_message_bytes, multitenancy, ..ingest::GrpcSettings::default() };
+            tracing::info!(address = %listener.local_addr()?, "OTLP/gRPC receiver listens");
+            let (distributor, budget) = (distributor.clone(), budget.clone());
+            app.spawn(&name("otlp-grpc", number), move |mut shutdown| async move {
+                ingest::otlp_grpc(listener, settings, distributor, budget, async move { shutdown.wait().await }).await;
+                Ok(())
+            });
+        }
+        for (number, (listener, max_body_bytes, traces_path)) in self.http.into_iter().enumerate() {
+            let settings = ingest::HttpSettings { max_body_bytes, traces_path, multitenancy, ..ingest::HttpSettings::default() };
+            tracing::info!(address = %listener.local_addr()?, "OTLP/HTTP receiver listens");
+            let (distributor, budget) = (distributor.clone(), budget.clone());
+            app.spawn(&name("otlp-http", number), move |mut shutdown| async move {
+                ingest::otlp_http(listener, settings, distributor, budget, async move { shutdown.wait().await }).await;
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+}
+
+fn name(kind: &str, number: usize) -> String {
+    if number == 0 { kind.to_owned() } else { format!("{kind}-{}", number + 1) }
+}
+
+/// The tenants' limits of the configuration, as the crates ask for them.
+#[derive(Debug)]
+struct TenantLimits(Arc<Overrides>);
+
+impl ingest::Overrides for TenantLimits {
+    fn limits(&self, tenant: &Tenant) -> Arc<ingest::Limits> {
+        let limits = self.0.limits(tenant.as_str());
+        Arc::new(ingest::Limits {
+            rate_limit_bytes: limits.rate_limit_bytes,
+            burst_size_bytes: limits.burst_size_bytes,
+            max_traces_per_user: limits.max_traces_per_user,
+            max_bytes_per_trace: limits.max_bytes_per_trace,
+            max_attribute_bytes: usize::try_from(limits.max_attribute_bytes).unwrap_or(usize::MAX),
+            retry_info_enabled: limits.retry_info_enabled,
+        })
+    }
+}
+
+impl query::Overrides for TenantLimits {
+    fn limits(&self, tenant: &Tenant) -> query::Limits {
+        let limits = self.0.limits(tenant.as_str());
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        query::Limits {
+            max_bytes_per_trace: size(limits.max_bytes_per_trace),
+            max_bytes_per_tag_values_query: size(limits.max_bytes_per_tag_values_query),
+            max_blocks_per_tag_values_query: size(limits.max_blocks_per_tag_values_query),
+            max_search_duration: limits.max_search_duration,
+            ..query::Limits::default()
+        }
+    }
+}
