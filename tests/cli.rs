@@ -1,0 +1,118 @@
+//! Flags and configuration files, in the spellings and with the answers that Tempo's users know.
+
+use std::{fs, path::Path, process::Output};
+
+use crate::harness::server::run;
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn with_config(text: &str, more: &[&str]) -> Output {
+    let dir = folder();
+    let path = dir.path().join("config.yaml");
+    fs::write(&path, text).expect("the configuration is written");
+    let file = format!("-config.file={}", path.display());
+    let arguments: Vec<&str> = [file.as_str()].into_iter().chain(more.iter().copied()).collect();
+    run(dir.path(), &arguments)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+const GOOD: &str = "\
+storage:
+  trace:
+    backend: local
+    local:
+      path: ./blocks
+    wal:
+      path: ./wal
+";
+
+#[test]
+fn version_is_printed_in_both_spellings() {
+    for spelling in ["-version", "--version"] {
+        let output = run(folder().path(), &[spelling]);
+        let printed = text(&output.stdout);
+        assert!(output.status.success(), "{spelling}: {output:?}");
+        assert!(printed.contains("version"), "{printed}");
+        assert!(printed.contains(env!("CARGO_PKG_VERSION")), "{printed}");
+    }
+}
+
+#[test]
+fn a_good_configuration_is_verified() {
+    for flag in ["-config.verify", "--config.verify", "-config.verify=true"] {
+        let output = with_config(GOOD, &[flag]);
+        assert_eq!(output.status.code(), Some(0), "{flag}: {output:?}");
+    }
+}
+
+#[test]
+fn a_configuration_with_a_warning_is_not_verified() {
+    let output = with_config(&format!("{GOOD}distributor:\n  log_received_spans:\n    enabled: true\n"), &["-config.verify"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
+#[test]
+fn unknown_keys_are_refused_with_their_lines() {
+    let output = with_config("server:\n  http_listen_port: 0\n  http_listen_prot: 1\ningester:\n  trace_idle: 5s\n", &["-config.verify"]);
+    let printed = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(printed.contains("failed parsing config: failed to parse configFile"), "{printed}");
+    assert!(printed.contains("line 3: field http_listen_prot not found"), "{printed}");
+    assert!(printed.contains("line 5: field trace_idle not found"), "all problems at once: {printed}");
+}
+
+#[test]
+fn wrong_types_and_missing_files_are_refused() {
+    let output = with_config("server:\n  http_listen_port: many\n", &["-config.verify"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("line 2"), "{output:?}");
+
+    let output = run(folder().path(), &["-config.file=absent.yaml", "-config.verify"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("failed to read configFile absent.yaml"), "{output:?}");
+}
+
+#[test]
+fn the_environment_is_expanded_only_when_asked() {
+    let config = format!("{GOOD}server:\n  log_level: ${{RUBATO_TEST_LEVEL:-info}}\n");
+    assert_eq!(with_config(&config, &["-config.expand-env", "-config.verify"]).status.code(), Some(0));
+    assert_eq!(with_config(&config, &["-config.expand-env=true", "-config.verify"]).status.code(), Some(0));
+    assert_eq!(with_config(&config, &["-config.verify"]).status.code(), Some(1));
+}
+
+#[test]
+fn unknown_flags_end_with_usage() {
+    let output = run(folder().path(), &["-no-such-flag"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(text(&output.stderr).contains("no-such-flag"), "{output:?}");
+}
+
+#[test]
+fn unknown_targets_are_refused() {
+    for arguments in [["-target=nothing", "-log.level=info"], ["--target", "nothing"]] {
+        let output = run(folder().path(), &arguments);
+        assert!(!output.status.success(), "{output:?}");
+        let printed = text(&output.stderr) + &text(&output.stdout);
+        assert!(printed.contains("nothing"), "{printed}");
+    }
+}
+
+#[test]
+fn load_explains_itself_and_fails_without_endpoint() {
+    let output = run(folder().path(), &["load", "--help"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stdout).contains("--rate"), "{output:?}");
+
+    // Nothing listens on the discard port.
+    let dir = folder();
+    let output =
+        run(dir.path(), &["load", "--endpoint", "http://127.0.0.1:9", "--spans", "10", "--retry-for", "200ms", "--truth", "truth.json"]);
+    assert!(!output.status.success(), "{output:?}");
+    assert!(text(&output.stderr).contains("given up"), "{output:?}");
+    assert!(Path::new(&dir.path().join("truth.json")).exists());
+}

@@ -1,0 +1,12 @@
+//! Tests of the whole program: each starts the real binary on free ports with a folder of its own and talks to it as clients do.
+//!
+//! One test binary; a module per behaviour. Nothing is asserted about how long something takes: what happens in the background is
+//! asked for again until a generous deadline.
+
+mod cli;
+mod harness;
+mod hostile;
+mod limits;
+mod restart;
+mod roundtrip;
+mod tenancy;
