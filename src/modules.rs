@@ -31,7 +31,7 @@ use crate::{
 
 /// OTLP bytes of cut traces that make a block, at most: blocks come small and often, which keeps memory low, and compaction makes them
 /// large. A smaller `ingester.max_block_bytes`, or little memory, makes them smaller still.
-const MAX_BATCH_BYTES: u64 = 32 << 20;
+const MAX_BATCH_BYTES: u64 = 24 << 20;
 /// Bytes of spans that the dataflow holds, at most, however much memory there is: the log holds more than that for less.
 const MAX_RESIDENT_BYTES: u64 = 512 << 20;
 /// Bytes of requests between socket and log, at most.

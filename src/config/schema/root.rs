@@ -69,7 +69,7 @@ pub(super) const ROOT: &[Row] = &[
     size("rubato.wal.file_bytes", "64MiB").used(),
     uint("rubato.dataflow.workers", "0").used(),
     duration("rubato.dataflow.tick", "250ms").used(),
-    duration("rubato.dataflow.checkpoint_interval", "10s").used(),
+    duration("rubato.dataflow.checkpoint_interval", "500ms").used(),
     size("rubato.memory_limit", "0B").used(),
     uint("rubato.threads", "0").used(),
 ];
