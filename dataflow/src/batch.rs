@@ -25,7 +25,7 @@ use crate::{live::CutTrace, manifest::Range};
 /// When a batch becomes a block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Held bytes of a tenant's batch.
+    /// Held bytes of a tenant's batch that are enough.
     pub(crate) bytes: usize,
     /// Ticks since its first trace came.
     pub(crate) age: u64,
@@ -70,21 +70,26 @@ impl Batches {
         Self { limits, open: HashMap::new(), pending: HashMap::new(), bytes: 0 }
     }
 
-    /// Takes in a trace that was cut at `tick`. Fragments of one trace become one row.
-    pub(crate) fn push(&mut self, trace: CutTrace, tick: u64) {
+    /// Takes in a trace that was cut at `tick`. Fragments of one trace become one row. Returns the block that it makes full.
+    pub(crate) fn push(&mut self, trace: CutTrace, tick: u64, new_id: impl FnOnce() -> BlockId) -> Option<Job> {
         self.bytes += trace.bytes;
-        let open = self.open.entry(trace.tenant).or_insert_with(|| Open { traces: BTreeMap::new(), bytes: 0, since: tick });
+        let tenant = trace.tenant;
+        let open = self.open.entry(tenant.clone()).or_insert_with(|| Open { traces: BTreeMap::new(), bytes: 0, since: tick });
         open.bytes += trace.bytes;
         open.traces.entry(trace.trace_id).or_default().extend(trace.segments);
+        if open.bytes < self.limits.bytes {
+            return None;
+        }
+        self.cut_tenant(tenant, new_id())
     }
 
-    /// Turns the batches that are full, old, or (with `all`) not empty into jobs.
+    /// Turns the batches that are old, or (with `all`) not empty, into jobs.
     pub(crate) fn cut(&mut self, tick: u64, all: bool, mut new_id: impl FnMut() -> BlockId) -> Vec<Job> {
         let limits = self.limits;
         let due: Vec<Tenant> = self
             .open
             .iter()
-            .filter(|(_, open)| all || open.bytes >= limits.bytes || tick.saturating_sub(open.since) >= limits.age)
+            .filter(|(_, open)| all || tick.saturating_sub(open.since) >= limits.age)
             .map(|(tenant, _)| tenant.clone())
             .collect();
         due.into_iter().filter_map(|tenant| self.cut_tenant(tenant, new_id())).collect()

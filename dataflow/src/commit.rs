@@ -26,7 +26,7 @@ use storage::{backend::Blocklist, backend::Store, id::BlockId, wal::Position, wa
 use tokio::sync::Notify;
 
 use crate::{
-    manifest::{CommittedBlock, Manifest, ManifestError, ManifestStore},
+    manifest::{CommittedBlock, Manifest, ManifestError, ManifestStore, Positions},
     metrics::Metrics,
     upload::Backoff,
 };
@@ -51,7 +51,7 @@ pub(crate) struct Mark {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Checkpoint {
     pub(crate) tick: u64,
-    pub(crate) held: Position,
+    pub(crate) positions: Positions,
     pub(crate) blocks: Vec<CommittedBlock>,
 }
 
@@ -88,12 +88,13 @@ impl Collector {
     pub(crate) fn complete(&mut self) -> Option<Checkpoint> {
         let complete = |(tick, (count, oldest)): (&u64, &(usize, Option<Position>))| {
             let mark = self.marks.get(tick).filter(|_| *count == self.workers)?;
-            Some((*tick, oldest.map_or(*mark, |oldest| oldest.min(*mark))))
+            // What was read by then has been seen by every operator, so it was counted, whether it is stored or not.
+            Some((*tick, Positions { held: oldest.map_or(*mark, |oldest| oldest.min(*mark)), counted: *mark }))
         };
-        let (tick, held) = self.reports.iter().rev().find_map(complete)?;
+        let (tick, positions) = self.reports.iter().rev().find_map(complete)?;
         self.reports = self.reports.split_off(&(tick + 1));
         self.marks = self.marks.split_off(&(tick + 1));
-        Some(Checkpoint { tick, held, blocks: mem::take(&mut self.uploaded) })
+        Some(Checkpoint { tick, positions, blocks: mem::take(&mut self.uploaded) })
     }
 }
 
@@ -136,7 +137,7 @@ pub(crate) struct Committer {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// Without new blocks, a moved `held` alone is written this often: it only saves reading at the next start and disk until then.
+/// Without new blocks, moved positions alone are written this often: it only saves reading at the next start and disk until then.
 const HELD_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Committer {
@@ -153,12 +154,12 @@ impl Committer {
         let mut last_written = Instant::now();
         loop {
             let checkpoint = mailbox.take().await;
-            let moved = current.held.get(&self.wal.id()) != Some(&checkpoint.held);
+            let moved = current.positions.get(&self.wal.id()) != Some(&checkpoint.positions);
             if checkpoint.blocks.is_empty() && (!moved || last_written.elapsed() < HELD_INTERVAL) {
                 continue;
             }
-            let held = BTreeMap::from([(self.wal.id(), checkpoint.held)]);
-            let next = current.next(checkpoint.tick, &held, checkpoint.blocks.clone());
+            let positions = BTreeMap::from([(self.wal.id(), checkpoint.positions)]);
+            let next = current.next(checkpoint.tick, &positions, checkpoint.blocks.clone());
             self.write(&next).await?;
             current = next;
             last_written = Instant::now();
@@ -170,7 +171,7 @@ impl Committer {
             let ids: Vec<BlockId> = checkpoint.blocks.iter().map(|block| block.meta.block_id).collect();
             committed(&ids);
             self.metrics.commits.inc();
-            if let Err(error) = self.wal.release(checkpoint.held) {
+            if let Err(error) = self.wal.release(checkpoint.positions.held) {
                 tracing::warn!(%error, "write-ahead log files could not be released");
             }
         }
@@ -212,7 +213,10 @@ mod tests {
         collector.mark(Mark { tick: 4, position: Position(100) });
         assert_eq!(collector.complete(), None);
         collector.outcome(Outcome::Held { tick: 4, oldest: Some(Position(50)) });
-        assert_eq!(collector.complete(), Some(Checkpoint { tick: 4, held: Position(50), blocks: Vec::new() }));
+        assert_eq!(
+            collector.complete(),
+            Some(Checkpoint { tick: 4, positions: Positions { held: Position(50), counted: Position(100) }, blocks: Vec::new() })
+        );
         assert_eq!(collector.complete(), None);
     }
 
@@ -222,7 +226,7 @@ mod tests {
         collector.outcome(Outcome::Held { tick: 4, oldest: None });
         collector.outcome(Outcome::Held { tick: 8, oldest: Some(Position(120)) });
         collector.mark(Mark { tick: 8, position: Position(90) });
-        assert_eq!(collector.complete().map(|checkpoint| (checkpoint.tick, checkpoint.held)), Some((8, Position(90))));
+        assert_eq!(collector.complete().map(|checkpoint| (checkpoint.tick, checkpoint.positions.held)), Some((8, Position(90))));
         collector.mark(Mark { tick: 4, position: Position(10) });
         assert_eq!(collector.complete(), None, "an older checkpoint must not follow a newer one");
     }

@@ -14,9 +14,10 @@ use std::{
         mpsc,
     },
     thread::{self, JoinHandle, Thread},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use storage::{
     clock::Clock,
     otlp::{self, Walk},
@@ -33,14 +34,16 @@ const QUEUE: usize = 4;
 const BATCH_BYTES: usize = 1 << 20;
 /// While records trickle in, the log is read this often rather than for each: fewer, larger batches.
 const GATHER: Duration = Duration::from_millis(40);
+/// After an error, the log is read again this soon: time goes on meanwhile.
+const READ_AGAIN: Duration = Duration::from_millis(250);
 
 /// What the reader hands to the worker.
 #[derive(Debug)]
 pub(crate) enum Batch {
     /// Records that were appended during `tick`, or in a burst around it.
     Records { tick: u64, segments: Vec<Segment>, bytes: usize, next: Position },
-    /// Nothing to read as of `tick`.
-    Idle { tick: u64 },
+    /// Nothing to read as of `tick`, and nothing that can be read lies before `next`.
+    Idle { tick: u64, next: Position },
 }
 
 /// What the reader thread needs.
@@ -69,18 +72,18 @@ impl ReaderThread {
             let now = self.ticks.at(self.clock.now());
             head.mark_unchanged();
             records.clear();
-            if let Err(error) = self.reader.read(BATCH_BYTES, &mut records) {
-                tracing::error!(%error, "write-ahead log cannot be read, trying again");
-                thread::sleep(Duration::from_secs(1));
-                continue;
-            }
-            let caught_up = records.is_empty();
-            let batch = if caught_up { Batch::Idle { tick: now } } else { self.split(&records, &mut walk) };
+            let read = self.reader.read(BATCH_BYTES, &mut records);
+            // What was read before an error counts: the reader goes on behind it.
+            let nothing = records.is_empty();
+            let batch = if nothing { Batch::Idle { tick: now, next: self.reader.position() } } else { self.split(&records, &mut walk) };
             if batches.send(batch).is_err() {
                 return;
             }
             worker.unpark();
-            if caught_up {
+            if let Err(error) = read {
+                tracing::error!(%error, "write-ahead log cannot be read, trying again");
+                thread::sleep(self.ticks.length().min(READ_AGAIN));
+            } else if nothing {
                 let changed = async {
                     if tokio::time::timeout(self.ticks.length(), head.changed()).await.is_ok() {
                         tokio::time::sleep(GATHER.min(self.ticks.length())).await;
@@ -96,8 +99,10 @@ impl ReaderThread {
         let mut bytes = 0;
         for record in records {
             bytes += record.body.len();
-            match otlp::index(&record.body, walk) {
-                Ok(()) => segments.extend(Segment::split(&record.tenant, record.position, &record.body, walk)),
+            // A body of its own: a slice would keep all that was read with it in memory, for as long as any tenant's block waits.
+            let body = Bytes::copy_from_slice(&record.body);
+            match otlp::index(&body, walk) {
+                Ok(()) => segments.extend(Segment::split(&record.tenant, record.position, &body, walk)),
                 Err(error) => {
                     tracing::error!(%error, position = record.position.0, "record passed its checksum but is not OTLP, skipping it");
                     self.metrics.dropped_spans.with_label_values(&["unreadable_record"]).inc();
@@ -132,17 +137,36 @@ pub(crate) struct Feed {
     /// Ticks that were fed and are not finished, with the end of their last record.
     pub(crate) unfinished: VecDeque<(u64, Position)>,
     pub(crate) tick: u64,
+    /// When the tick last moved.
+    pub(crate) moved: Instant,
+    /// The clock when the generation began: checkpoints begin there.
+    pub(crate) start_tick: u64,
     pub(crate) last_mark: u64,
 }
 
+/// The thread that reads the log is gone, though nobody told it to end.
+#[derive(Debug)]
+pub(crate) struct ReaderGone;
+
 impl Feed {
     /// Feeds what is admitted. `resident` is what the process holds now. Returns whether the budget stands in the way.
-    pub(crate) fn step(&mut self, probe: &probe::Handle<u64>, resident: usize) -> bool {
+    ///
+    /// # Errors
+    /// There will never be more to feed, or the reader was told to stop.
+    pub(crate) fn step(&mut self, probe: &probe::Handle<u64>, resident: usize) -> Result<bool, ReaderGone> {
         let mut resident = resident;
         loop {
-            let Some(batch) = self.waiting.take().or_else(|| self.batches.try_recv().ok()) else { return false };
+            let batch = match self.waiting.take().map_or_else(|| self.batches.try_recv(), Ok) {
+                Ok(batch) => batch,
+                Err(mpsc::TryRecvError::Empty) => return Ok(false),
+                Err(mpsc::TryRecvError::Disconnected) => return Err(ReaderGone),
+            };
             match batch {
-                Batch::Idle { tick } => self.advance(tick),
+                Batch::Idle { tick, next } => {
+                    self.advance(tick.max(self.start_tick));
+                    // Behind the last record there may be damage or a gap.
+                    self.passed(next);
+                }
                 Batch::Records { tick, mut segments, bytes, next } => {
                     self.advance(tick);
                     let behind = probe.less_than(&self.tick.saturating_sub(self.window));
@@ -151,19 +175,27 @@ impl Feed {
                         self.metrics.feed_paused.with_label_values(&[if full { "budget" } else { "window" }]).inc();
                         self.waiting = Some(Batch::Records { tick, segments, bytes, next });
                         if full {
-                            self.advance(self.ticks.at(self.clock.now()));
+                            self.advance(self.ticks.at(self.clock.now()).max(self.start_tick));
                         }
-                        return full;
+                        return Ok(full);
                     }
                     self.segments.send_batch(&mut segments);
-                    self.fed = next;
+                    self.passed(next);
                     resident += bytes;
-                    match self.unfinished.back_mut() {
-                        Some((last, end)) if *last == self.tick => *end = next,
-                        _ => self.unfinished.push_back((self.tick, next)),
-                    }
                 }
             }
+        }
+    }
+
+    /// Everything before `next` was fed.
+    fn passed(&mut self, next: Position) {
+        if next <= self.fed {
+            return;
+        }
+        self.fed = next;
+        match self.unfinished.back_mut() {
+            Some((last, end)) if *last == self.tick => *end = next,
+            _ => self.unfinished.push_back((self.tick, next)),
         }
     }
 
@@ -175,10 +207,14 @@ impl Feed {
         self.metrics.wal_lag_bytes.set(i64::try_from(head.saturating_sub(self.fed.0)).unwrap_or(i64::MAX));
     }
 
+    /// Goes on to `tick`. If that has passed already, the clock has stepped back or was ahead: then time goes on from where it is, at its
+    /// own pace, because cuts and commits wait for it.
     fn advance(&mut self, tick: u64) {
+        let tick = if tick < self.tick { self.tick.saturating_add(self.ticks.at(self.moved.elapsed())) } else { tick };
         if tick <= self.tick {
             return;
         }
+        self.moved = Instant::now();
         let due = checkpoint_before(tick, self.checkpoint_every);
         if due > self.last_mark && due >= self.tick {
             self.marks.send(Mark { tick: due, position: self.fed });
@@ -201,5 +237,48 @@ impl Feed {
             self.unfinished.pop_front();
         }
         finished
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::{clock::SystemClock, id::Tenant, wal};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_record_that_is_kept_keeps_no_others_in_memory() {
+        let folder = tempfile::tempdir().expect("folder");
+        let settings = wal::Settings {
+            dir: folder.path().to_owned(),
+            file_bytes: 1 << 20,
+            sync: wal::Sync::Never,
+            max_bytes: 1 << 30,
+            queue_bytes: 1 << 20,
+        };
+        let registry = prometheus::Registry::new();
+        let (wal, _) = Wal::open(settings, Arc::new(SystemClock), &registry).expect("log");
+        // One span: trace 1…1, span 2…2.
+        let span = [[0x0a, 16].as_slice(), &[1; 16], &[0x12, 8], &[2; 8]].concat();
+        let nested = [[0x12, 28].as_slice(), &span].concat();
+        let body = Bytes::from([[0x0a, 32, 0x12, 30].as_slice(), &nested].concat());
+        for tenant in ["busy", "rare", "busy"] {
+            wal.append(&Tenant::new(tenant).expect("valid"), body.clone()).await.expect("append");
+        }
+        let mut thread = ReaderThread {
+            reader: wal.reader(Position::default()).expect("reader"),
+            wal,
+            ticks: Ticks::new(Duration::from_millis(250)),
+            clock: Arc::new(SystemClock),
+            runtime: Handle::current(),
+            stop: Arc::default(),
+            metrics: Arc::new(Metrics::new(&registry).expect("nothing is registered")),
+        };
+        let mut records = Vec::new();
+        thread.reader.read(BATCH_BYTES, &mut records).expect("read");
+        let Batch::Records { segments, .. } = thread.split(&records, &mut Walk::default()) else { panic!("records") };
+        assert_eq!(segments.len(), 3);
+        assert!(segments.iter().all(|segment| segment.body.is_unique()), "each body is its segment's own");
+        thread.wal.close().await;
     }
 }

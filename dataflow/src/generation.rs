@@ -6,15 +6,21 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread::{self, JoinHandle, Thread},
+    time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::{Either, select},
+    stream,
+};
 use parking_lot::Mutex;
 use storage::{
     block::{BlockError, Reader},
@@ -28,7 +34,7 @@ use crate::{
     commit::{Committer, Mailbox, publish},
     feed::ReaderThread,
     handle::{Components, Link},
-    manifest::{CommittedBlock, Manifest, ManifestError},
+    manifest::{CommittedBlock, Manifest, ManifestError, Positions},
     metrics::Metrics,
     settings::Settings,
     tick::Ticks,
@@ -62,6 +68,9 @@ impl From<BlockError> for GenerationError {
     }
 }
 
+/// How soon recovery sees that it is to stop.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
 /// Blocks whose span identities are read at the same time during recovery.
 const RECOVERY_READS: usize = 4;
 
@@ -74,12 +83,21 @@ pub(crate) fn run(
     stopped: &AtomicBool,
 ) -> Result<(), GenerationError> {
     let runtime = components.runtime.clone();
-    let (manifest, known) = runtime.block_on(recover(components))?;
+    // Recovery waits for the bucket, perhaps for ever; whoever wants to stop should not have to.
+    let recovery = async {
+        match select(pin!(recover(components)), pin!(until(stopped))).await {
+            Either::Left((recovered, _)) => Some(recovered),
+            Either::Right(_) => None,
+        }
+    };
+    let Some(recovered) = runtime.block_on(recovery) else { return Ok(()) };
+    let (manifest, known) = recovered?;
     let workers = settings.workers.max(1);
     let ticks = Ticks::new(settings.tick);
-    let held = manifest.held.get(&components.wal.id()).copied().unwrap_or_default();
+    let Positions { held, counted } = manifest.positions.get(&components.wal.id()).copied().unwrap_or_default();
     // After a power loss a log that does not fsync may end before what was committed from it: positions are never used again.
     runtime.block_on(components.wal.advance_to(held)).map_err(|error| GenerationError::Start(error.to_string()))?;
+    let replay_to = *components.wal.head().borrow();
     let reader = components.wal.reader(held)?;
     let from = reader.position();
     let shared = Arc::new(Shared {
@@ -96,7 +114,7 @@ pub(crate) fn run(
         runtime: runtime.clone(),
         metrics: Arc::clone(metrics),
     };
-    let known = Arc::new(known);
+    let known: Vec<_> = std::iter::repeat_n(Arc::new(known), workers).map(|known| Mutex::new(Some(known))).collect();
     let start_tick = ticks.at(components.clock.now());
 
     // Each worker takes its end of its queues when its thread runs, and tells us its thread so that it can be woken.
@@ -141,13 +159,14 @@ pub(crate) fn run(
                     uploads,
                     uploader: Uploader::new(pool.clone(), results, thread::current()),
                     wal_id: wal.id(),
-                    known: Arc::clone(&known),
+                    known: known[index].lock().take().unwrap_or_default(),
+                    replay_to,
+                    counted,
                     start_tick,
                     source,
                     mailbox: (index == 0).then(|| Arc::clone(&mailbox)),
                 };
-                worker::run(worker, start);
-                Ok(())
+                worker::run(worker, start)
             });
             let outcome = catch_unwind(body).unwrap_or_else(|panic| Err(panic_text(panic.as_ref())));
             if let Err(error) = outcome {
@@ -191,11 +210,15 @@ pub(crate) fn run(
             }
             commit_wake();
         };
-        if let Err(error) = committer.run(manifest, &mailbox, committed).await {
-            tracing::error!(%error, "commit refused, the generation ends");
-            commit_failed.lock().get_or_insert(error.to_string());
-            commit_stop.store(true, Ordering::SeqCst);
-        }
+        let ended = AssertUnwindSafe(committer.run(manifest, &mailbox, committed)).catch_unwind().await;
+        let error = match ended {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panic_text(panic.as_ref()),
+        };
+        tracing::error!(error, "commit failed, the generation ends");
+        commit_failed.lock().get_or_insert(error);
+        commit_stop.store(true, Ordering::SeqCst);
     });
 
     link.connect(request_senders, worker_threads, Arc::clone(&shared));
@@ -218,6 +241,13 @@ pub(crate) fn run(
     match failure.or_else(|| results.into_iter().find_map(Result::err)) {
         Some(error) => Err(GenerationError::Panic(error)),
         None => Ok(()),
+    }
+}
+
+/// Returns when the flag is set.
+async fn until(stopped: &AtomicBool) {
+    while !stopped.load(Ordering::SeqCst) {
+        tokio::time::sleep(STOP_POLL).await;
     }
 }
 
@@ -248,7 +278,8 @@ async fn known_spans(components: &Components, block: CommittedBlock) -> Result<V
     Ok(keys.into_iter().map(|(trace_id, keys)| KnownSpans { tenant: tenant.clone(), trace_id, keys }).collect())
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "worker panicked".to_owned())
 }

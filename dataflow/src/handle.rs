@@ -75,6 +75,12 @@ pub enum DataflowError {
     /// It was shut down.
     #[error("dataflow is stopped")]
     Stopped,
+    /// So much waits in the log that it cannot be held for one answer.
+    #[error("{bytes} bytes wait in the write-ahead log, too many for one answer")]
+    Backlog {
+        /// How many.
+        bytes: u64,
+    },
     /// The end of the log cannot be read.
     #[error("end of the write-ahead log cannot be read")]
     Wal(#[from] WalError),
@@ -145,6 +151,9 @@ struct Stop {
     changed: Condvar,
 }
 
+/// Records that the end of the log may add to one answer, in bytes. More than this waits only while the bucket is away or a long log is
+/// read again.
+const MAX_TAIL_BYTES: usize = 256 << 20;
 /// How long a question waits for a generation to form.
 const REFORM_WAIT: Duration = Duration::from_secs(5);
 /// Between a generation that failed and the next.
@@ -234,9 +243,9 @@ impl Dataflow {
             return Ok(Vec::new());
         }
         let (wal, tenant) = (self.wal.clone(), tenant.clone());
-        let scan = self.runtime.spawn_blocking(move || -> Result<Vec<Arc<Segment>>, WalError> {
+        let scan = self.runtime.spawn_blocking(move || -> Result<Vec<Arc<Segment>>, DataflowError> {
             let mut reader = wal.reader(from)?;
-            let (mut found, mut records, mut walk) = (Vec::new(), Vec::new(), Walk::default());
+            let (mut found, mut bytes, mut records, mut walk) = (Vec::new(), 0, Vec::new(), Walk::default());
             while reader.position() < head {
                 records.clear();
                 reader.read(1 << 20, &mut records)?;
@@ -245,14 +254,19 @@ impl Dataflow {
                 }
                 for record in records.iter().filter(|record| record.tenant == tenant) {
                     if otlp::index(&record.body, &mut walk).is_ok() {
+                        let before = found.len();
                         let segments = Segment::split(&record.tenant, record.position, &record.body, &walk);
                         found.extend(segments.into_iter().filter(&wanted).map(Arc::new));
+                        bytes += if found.len() > before { record.body.len() } else { 0 };
+                        if bytes > MAX_TAIL_BYTES {
+                            return Err(DataflowError::Backlog { bytes: head.0 - from.0 });
+                        }
                     }
                 }
             }
             Ok(found)
         });
-        Ok(scan.await.map_err(|_| DataflowError::Stopped)??)
+        scan.await.map_err(|_| DataflowError::Stopped)?
     }
 
     /// Cuts everything acknowledged so far into blocks and returns when all of it is committed.

@@ -90,6 +90,9 @@ enum Seen {
 
 const FEW: usize = 64;
 
+/// The deadline of what is remembered until the replay is over.
+const NEVER: u64 = u64::MAX;
+
 impl Default for Seen {
     fn default() -> Self {
         Self::Few(Vec::new())
@@ -114,6 +117,14 @@ impl Seen {
                 true
             }
             Self::Many(keys) => keys.insert(key),
+        }
+    }
+
+    /// Gives back what growing took too much: identities stay far longer than spans do.
+    fn shrink(&mut self) {
+        match self {
+            Self::Few(keys) => keys.shrink_to_fit(),
+            Self::Many(keys) => keys.shrink_to_fit(),
         }
     }
 
@@ -184,17 +195,33 @@ impl LiveTraces {
         Pushed { first_seen: Some(segment), duplicates, began }
     }
 
-    /// Marks spans as seen before, without holding anything of them: those that are in a block already when the log is replayed.
-    pub fn remember(&mut self, tenant: &Tenant, trace_id: TraceId, keys: &[SpanKey], tick: u64) {
-        let forget_at = tick.saturating_add(self.limits.window);
+    /// Marks spans as seen before, without holding anything of them: those that are in a block already when the log is replayed. They
+    /// are remembered until [`Self::replayed`], however long the replay takes and whatever the ticks of its records are.
+    pub fn remember(&mut self, tenant: &Tenant, trace_id: TraceId, keys: &[SpanKey]) {
         let entries = self.tenants.entry(tenant.clone()).or_default();
-        let entry = entries.entry(trace_id).or_insert_with(|| {
-            self.deadlines.entry(forget_at).or_default().push((tenant.clone(), trace_id));
-            Entry::new(forget_at)
-        });
-        entry.forget_at = entry.forget_at.max(forget_at);
+        let entry = entries.entry(trace_id).or_insert_with(|| Entry::new(NEVER));
+        if entry.forget_at != NEVER {
+            entry.forget_at = NEVER;
+            self.deadlines.entry(NEVER).or_default().push((tenant.clone(), trace_id));
+        }
         for key in keys {
             self.remembered += usize::from(entry.seen.insert(*key));
+        }
+    }
+
+    /// The replay is over: from now on what was remembered for it is forgotten like everything else.
+    pub fn replayed(&mut self, tick: u64) {
+        let forget_at = tick.saturating_add(self.limits.window);
+        for (tenant, trace_id) in self.deadlines.remove(&NEVER).unwrap_or_default() {
+            let Some(entry) = self.tenants.get_mut(&tenant).and_then(|entries| entries.get_mut(&trace_id)) else { continue };
+            if entry.forget_at == NEVER {
+                entry.forget_at = forget_at;
+            }
+            // A live trace has a deadline of its own, and comes back to this one when it is cut.
+            if entry.deadline == NEVER {
+                entry.deadline = forget_at;
+                self.deadlines.entry(forget_at).or_default().push((tenant, trace_id));
+            }
         }
     }
 
@@ -259,7 +286,8 @@ impl LiveTraces {
             return;
         }
         let (segments, bytes) = (mem::take(&mut entry.segments), mem::take(&mut entry.bytes));
-        entry.forget_at = tick.saturating_add(self.limits.window);
+        entry.forget_at = entry.forget_at.max(tick.saturating_add(self.limits.window));
+        entry.seen.shrink();
         self.bytes -= bytes;
         cut(CutTrace { tenant: tenant.clone(), trace_id, segments, bytes });
     }
@@ -407,10 +435,28 @@ mod tests {
     #[test]
     fn what_a_block_holds_is_known_before_it_comes() {
         let mut live = LiveTraces::new(LIMITS);
-        live.remember(&Tenant::single(), trace_id(1), &[SpanKey { span_id: 7, kind: 1 }], 0);
+        live.remember(&Tenant::single(), trace_id(1), &[SpanKey { span_id: 7, kind: 1 }]);
         let pushed = live.push(segment(1, &[7, 8], 1), 1);
         assert_eq!((pushed.duplicates, pushed.began), (1, true));
         assert_eq!(live.oldest(), Some(Position(1)));
+    }
+
+    #[test]
+    fn what_a_block_holds_is_known_until_the_replay_is_over() {
+        let known = SpanKey { span_id: 7, kind: 1 };
+        let mut live = LiveTraces::new(LIMITS);
+        live.remember(&Tenant::single(), trace_id(1), &[known]);
+        live.remember(&Tenant::single(), trace_id(2), &[known]);
+        live.push(segment(1, &[8], 1), 100);
+        assert_eq!(advance(&mut live, 104).len(), 1, "a fragment that is in no block yet");
+        advance(&mut live, 1_000_000);
+        assert_eq!(live.push(segment(1, &[7], 2), 1_000_000).duplicates, 1);
+        assert_eq!(live.push(segment(2, &[7, 9], 2), 1_000_000).duplicates, 1);
+        live.replayed(1_000_001);
+        advance(&mut live, 1_000_020);
+        assert_eq!((live.push(segment(1, &[7], 3), 1_000_020).duplicates, live.push(segment(2, &[7], 3), 1_000_020).duplicates), (1, 1));
+        advance(&mut live, 1_000_100);
+        assert_eq!((live.remembered(), live.deadlines.len(), live.bytes()), (0, 0, 0));
     }
 
     #[derive(Clone, Debug)]

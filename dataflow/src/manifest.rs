@@ -4,11 +4,13 @@
 //! the second to write a sequence number fails and must read again. The newest readable one counts; [`KEPT`] older ones stay.
 //!
 //! ```text
-//!  {"version":1,"sequence":7,"tick":6912345678,"held":{"<wal id>":81920},
+//!  {"version":1,"sequence":7,"tick":6912345678,"positions":{"<wal id>":{"held":81920,"counted":90112}},
 //!   "blocks":[{"meta":{…meta.json…},"records":{"<wal id>":{"first":4096,"last":77824}}}]}
 //! ```
 //!
 //! * Every span in a record before `held` is in a published block.
+//! * Every span in a record before `counted` has been seen by the collections that count spans; a replay stores it if need be, and does
+//!   not count it again.
 //! * Every span in a record from `held` on is in one of `blocks`, or will be read again.
 //! * A block is listed until `held` has passed its last record *and* it is known to be published, so recovery publishes each listed
 //!   block again (repeating it changes nothing) and reads its span identities to recognise what it must not store twice.
@@ -47,6 +49,15 @@ impl Range {
     }
 }
 
+/// How far a WAL is stored and counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Positions {
+    /// Where to read again from.
+    pub held: Position,
+    /// Records before this were counted; never before `held`.
+    pub counted: Position,
+}
+
 /// A block in a manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CommittedBlock {
@@ -65,24 +76,24 @@ pub struct Manifest {
     pub sequence: u64,
     /// The checkpoint tick that it was made at.
     pub tick: u64,
-    /// By WAL: where to read again from.
-    pub held: BTreeMap<Uuid, Position>,
+    /// By WAL: how far it is stored and counted.
+    pub positions: BTreeMap<Uuid, Positions>,
     /// Blocks that recovery must know of.
     pub blocks: Vec<CommittedBlock>,
 }
 
 impl Manifest {
-    /// The manifest after this one: `blocks` are new, `held` replaces what it names.
-    pub fn next(&self, tick: u64, held: &BTreeMap<Uuid, Position>, blocks: Vec<CommittedBlock>) -> Self {
-        let mut all_held = self.held.clone();
-        for (wal, position) in held {
-            let entry = all_held.entry(*wal).or_default();
-            *entry = (*entry).max(*position);
+    /// The manifest after this one: `blocks` are new, `positions` replace what they name.
+    pub fn next(&self, tick: u64, positions: &BTreeMap<Uuid, Positions>, blocks: Vec<CommittedBlock>) -> Self {
+        let mut all = self.positions.clone();
+        for (wal, new) in positions {
+            let entry = all.entry(*wal).or_default();
+            *entry = Positions { held: entry.held.max(new.held), counted: entry.counted.max(new.counted) };
         }
         let still_needed =
-            |block: &&CommittedBlock| block.records.iter().any(|(wal, range)| all_held.get(wal).is_none_or(|held| range.last >= *held));
+            |block: &&CommittedBlock| block.records.iter().any(|(wal, range)| all.get(wal).is_none_or(|wal| range.last >= wal.held));
         let old = self.blocks.iter().filter(still_needed).cloned();
-        Self { version: VERSION, sequence: self.sequence + 1, tick, blocks: old.chain(blocks).collect(), held: all_held }
+        Self { version: VERSION, sequence: self.sequence + 1, tick, blocks: old.chain(blocks).collect(), positions: all }
     }
 }
 
@@ -162,11 +173,13 @@ impl ManifestStore {
     /// The store refused, or there are manifests and none can be read.
     pub async fn load(&self) -> Result<Manifest, ManifestError> {
         let paths = self.list().await?;
+        // The successor needs a number that is free, even where the newest is unreadable.
+        let newest = paths.last().and_then(number).unwrap_or_default();
         for path in paths.iter().rev() {
             let bytes = self.objects.get(path).await.map_err(|source| self.failed("get", source))?;
             let bytes = bytes.bytes().await.map_err(|source| self.failed("get", source))?;
             match serde_json::from_slice::<Manifest>(&bytes) {
-                Ok(manifest) if manifest.version == VERSION => return Ok(manifest),
+                Ok(manifest) if manifest.version == VERSION => return Ok(Manifest { sequence: manifest.sequence.max(newest), ..manifest }),
                 Ok(manifest) => return Err(ManifestError::Version { path: path.to_string(), version: manifest.version }),
                 Err(error) => tracing::error!(%path, %error, "manifest is unreadable, falling back to the one before"),
             }
@@ -200,6 +213,11 @@ impl ManifestStore {
     }
 }
 
+/// The sequence number in a manifest's name.
+fn number(path: &Path) -> Option<u64> {
+    path.filename()?.strip_prefix("manifest-")?.strip_suffix(".json")?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use object_store::memory::InMemory;
@@ -217,7 +235,11 @@ mod tests {
         store.store(&first).await.expect("put");
         let torn = store.path(first.sequence + 1);
         store.objects.put(&torn, PutPayload::from_static(b"{\"version\":1,")).await.expect("put");
-        assert_eq!(store.load().await.expect("falls back"), first);
+        let there = store.load().await.expect("falls back");
+        assert_eq!(there, Manifest { sequence: first.sequence + 1, ..first });
+        let next = there.next(2, &BTreeMap::new(), Vec::new());
+        store.store(&next).await.expect("the number after the torn one is free");
+        assert_eq!(store.load().await.expect("there"), next);
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! Logical time: ticks of arrival time.
 //!
 //! A tick is a number of whole [`Ticks::length`]s since the Unix epoch. It is taken from when a record was appended to the log, never
-//! from when it is processed, and it never goes back: a clock that steps backwards repeats the last tick.
+//! from when it is processed, and it never goes back: while the clock is behind the last tick, ticks go on at the pace of time itself.
 
 use std::time::Duration;
 

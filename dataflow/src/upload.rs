@@ -4,6 +4,7 @@
 //! ([`crate::Settings::resident_bytes`]), since each of them keeps its spans readable until it is committed.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread::Thread,
     time::Duration,
@@ -16,7 +17,7 @@ use storage::{
 };
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
 
-use crate::{batch::Job, metrics::Metrics};
+use crate::{batch::Job, generation::panic_text, metrics::Metrics};
 
 /// How a job ended.
 #[derive(Debug)]
@@ -63,25 +64,27 @@ impl Uploader {
         let (store, settings, encoders) = (self.store.clone(), Arc::clone(&self.settings), Arc::clone(&self.encoders));
         let (metrics, results, worker) = (Arc::clone(&self.metrics), self.results.clone(), self.worker.clone());
         let task = async move {
-            let Ok(permit) = encoders.acquire_owned().await else { return };
             let block_id = job.block_id;
-            let encoder_metrics = Arc::clone(&metrics);
-            let encoded = tokio::task::spawn_blocking(move || {
-                let _permit = permit;
-                encode(&settings, &job, &encoder_metrics)
-            });
-            let outcome = match encoded.await {
-                Ok(Some(encoded)) => {
-                    put(&store, &encoded, &metrics).await;
-                    Uploaded::Block(encoded.meta)
+            let outcome = loop {
+                let Ok(permit) = Arc::clone(&encoders).acquire_owned().await else { return };
+                let (settings, job, encoder_metrics) = (Arc::clone(&settings), job.clone(), Arc::clone(&metrics));
+                let encoded = tokio::task::spawn_blocking(move || {
+                    let _permit = permit;
+                    encode(&settings, &job, &encoder_metrics)
+                });
+                match encoded.await {
+                    Ok(Ok(Some(encoded))) => {
+                        put(&store, &encoded, &metrics).await;
+                        break Uploaded::Block(encoded.meta);
+                    }
+                    Ok(Ok(None)) => break Uploaded::Nothing(block_id),
+                    // The traces stay pending, readable and in the log.
+                    Ok(Err(error)) => tracing::error!(error, %block_id, wait = ?ENCODE_AGAIN, "block encoder failed, trying again"),
+                    Err(error) if error.is_cancelled() => return,
+                    Err(error) => tracing::error!(%error, %block_id, wait = ?ENCODE_AGAIN, "block encoder died, trying again"),
                 }
-                Ok(None) => Uploaded::Nothing(block_id),
-                Err(error) => {
-                    // The traces stay pending, readable and in the log; the next start tries again.
-                    tracing::error!(%error, %block_id, "block encoder failed");
-                    metrics.encode_failures.inc();
-                    return;
-                }
+                metrics.encode_failures.inc();
+                tokio::time::sleep(ENCODE_AGAIN).await;
             };
             if results.send(outcome).is_ok() {
                 worker.unpark();
@@ -91,32 +94,43 @@ impl Uploader {
     }
 }
 
-/// Encodes a job's traces. Traces that turn out to be corrupt (a disk that lied after the checksum was verified) are left out.
-fn encode(settings: &block::Settings, job: &Job, metrics: &Metrics) -> Option<Encoded> {
+/// After a failure for which no single trace is to blame.
+const ENCODE_AGAIN: Duration = Duration::from_secs(10);
+
+/// Encodes a job's traces; `None` when nothing can be. Traces that turn out to be corrupt (a disk that lied after the checksum was
+/// verified), or that the encoder stumbles over, are left out: they must not stand in the way of all others for ever.
+///
+/// # Errors
+/// Each trace that is left can be encoded, and all of them together cannot.
+fn encode(settings: &block::Settings, job: &Job, metrics: &Metrics) -> Result<Option<Encoded>, String> {
     let timer = metrics.encode_seconds.start_timer();
-    let error = match block::encode(settings, &job.tenant, job.block_id, &job.traces) {
+    let error = match attempt(settings, job, &job.traces) {
         Ok(encoded) => {
             timer.observe_duration();
-            return Some(encoded);
+            return Ok(Some(encoded));
         }
         Err(error) => error,
     };
-    tracing::error!(%error, block_id = %job.block_id, tenant = %job.tenant, "block cannot be encoded, leaving out what is corrupt");
-    let is_sound = |trace: &&TraceSegments| {
-        let alone = std::slice::from_ref(*trace);
-        let sound = block::encode(settings, &job.tenant, job.block_id, alone).is_ok();
-        if !sound {
-            let spans: usize = trace.segments.iter().map(|segment| segment.spans.len()).sum();
-            tracing::error!(trace_id = %trace.trace_id, tenant = %job.tenant, spans, "trace is corrupt and lost");
-            metrics.dropped_spans.with_label_values(&["corrupt"]).inc_by(spans as u64);
-        }
-        sound
-    };
-    let sound: Vec<TraceSegments> = job.traces.iter().filter(is_sound).cloned().collect();
-    if sound.is_empty() {
-        return None;
+    timer.stop_and_discard();
+    tracing::error!(error, block_id = %job.block_id, tenant = %job.tenant, "block cannot be encoded, leaving out what is corrupt");
+    let is_sound = |trace: &TraceSegments| attempt(settings, job, std::slice::from_ref(trace)).is_ok();
+    let (sound, corrupt): (Vec<_>, Vec<_>) = job.traces.iter().cloned().partition(is_sound);
+    let encoded = if sound.is_empty() { None } else { Some(attempt(settings, job, &sound)?) };
+    for trace in corrupt {
+        let spans: usize = trace.segments.iter().map(|segment| segment.spans.len()).sum();
+        tracing::error!(trace_id = %trace.trace_id, tenant = %job.tenant, spans, "trace is corrupt and lost");
+        metrics.dropped_spans.with_label_values(&["corrupt"]).inc_by(spans as u64);
     }
-    block::encode(settings, &job.tenant, job.block_id, &sound).ok()
+    Ok(encoded)
+}
+
+/// Encodes once. A panic is an error like others: the encoder keeps nothing between two blocks.
+fn attempt(settings: &block::Settings, job: &Job, traces: &[TraceSegments]) -> Result<Encoded, String> {
+    let encode = || block::encode(settings, &job.tenant, job.block_id, traces);
+    match catch_unwind(AssertUnwindSafe(encode)) {
+        Ok(encoded) => encoded.map_err(|error| error.to_string()),
+        Err(panic) => Err(format!("encoder panicked: {}", panic_text(panic.as_ref()))),
+    }
 }
 
 async fn put(store: &Store, encoded: &Encoded, metrics: &Metrics) {
@@ -154,5 +168,46 @@ impl Backoff {
         let cause = error.source().map(ToString::to_string).unwrap_or_default();
         tracing::warn!(what, %error, cause, tries = self.tries, ?wait, "bucket refused, trying again");
         tokio::time::sleep(wait).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use storage::{
+        id::{SpanKey, Tenant, TraceId},
+        otlp::Slice,
+        segment::{Segment, SpanRef},
+        wal::Position,
+    };
+
+    use super::*;
+
+    fn trace(number: u8, body: &[u8]) -> TraceSegments {
+        let end = u32::try_from(body.len()).expect("short");
+        let span = SpanRef {
+            key: SpanKey { span_id: u64::from(number), kind: 1 },
+            resource: Slice::default(),
+            scope: Slice::default(),
+            span: Slice { start: 0, end },
+        };
+        let trace_id = TraceId([number; 16]);
+        let body = Bytes::copy_from_slice(body);
+        let segment = Segment { tenant: Tenant::single(), trace_id, position: Position(1), body, spans: vec![span] };
+        TraceSegments { trace_id, segments: vec![Arc::new(segment)] }
+    }
+
+    #[test]
+    fn a_corrupt_trace_costs_itself_only_and_is_counted() {
+        let metrics = Metrics::new(&prometheus::Registry::new()).expect("nothing is registered");
+        let job = |traces| Job { block_id: BlockId::new_v4(), tenant: Tenant::single(), traces: Arc::new(traces) };
+        // An empty `name` of a span; a field that ends too late.
+        let (good, bad): (&[u8], &[u8]) = (&[0x2a, 0], &[0x2a, 9, 1]);
+        let mixed = job(vec![trace(1, good), trace(2, bad), trace(3, good)]);
+        let encoded = encode(&block::Settings::default(), &mixed, &metrics).expect("the others are sound").expect("two are left");
+        assert_eq!(encoded.meta.total_objects, 2);
+        let nothing = encode(&block::Settings::default(), &job(vec![trace(2, bad)]), &metrics).expect("no failure");
+        assert!(nothing.is_none());
+        assert_eq!(metrics.dropped_spans.with_label_values(&["corrupt"]).get(), 2);
     }
 }

@@ -94,6 +94,10 @@ pub(crate) struct Start {
     pub(crate) wal_id: uuid::Uuid,
     /// Spans that are in blocks already; the worker keeps those of the traces that it owns.
     pub(crate) known: Arc<Vec<KnownSpans>>,
+    /// Where the log ended when the generation began: until then, known spans may come again.
+    pub(crate) replay_to: Position,
+    /// Records before this were counted by a generation before.
+    pub(crate) counted: Position,
     pub(crate) start_tick: u64,
     /// On the worker that reads the log.
     pub(crate) source: Option<Source>,
@@ -135,6 +139,8 @@ pub(crate) struct State {
     pub(crate) batches: Batches,
     in_transit: VecDeque<CutTrace>,
     cut_all: bool,
+    /// Whether everything that the log held at the start has been taken in.
+    replayed: bool,
     uploaded: Vec<Uploaded>,
     flushes: Vec<Flush>,
     activators: Vec<Activator>,
@@ -186,6 +192,12 @@ impl State {
         self.finish_flushes();
     }
 
+    /// Nothing of a block can be stored: there is nothing to wait for any longer.
+    fn dropped(&mut self, block: BlockId) {
+        self.batches.dropped(block);
+        self.finish_flushes();
+    }
+
     fn finish_flushes(&mut self) {
         let pending: Vec<BlockId> = self.batches.pending_ids().collect();
         let waits = |flush: &Flush| flush.blocks.as_ref().is_none_or(|blocks| blocks.iter().any(|block| pending.contains(block)));
@@ -207,7 +219,10 @@ fn owner(tenant: &Tenant, trace_id: TraceId) -> u64 {
 }
 
 /// Runs one worker until the generation ends.
-pub(crate) fn run(worker: &mut Worker, start: Start) {
+///
+/// # Errors
+/// It cannot go on.
+pub(crate) fn run(worker: &mut Worker, mut start: Start) -> Result<(), String> {
     let (index, peers) = (worker.index(), worker.peers());
     let ticks = Ticks::new(start.settings.tick);
     let mut live = LiveTraces::new(live::Limits {
@@ -216,9 +231,12 @@ pub(crate) fn run(worker: &mut Worker, start: Start) {
         window: ticks.spanning(start.settings.duplicate_window),
         max_bytes: start.settings.max_trace_live_bytes,
     });
-    for known in start.known.iter().filter(|known| owner(&known.tenant, known.trace_id) % peers as u64 == index as u64) {
-        live.remember(&known.tenant, known.trace_id, &known.keys, start.start_tick);
+    // The last worker to come here gives back the memory.
+    let known = std::mem::take(&mut start.known);
+    for known in known.iter().filter(|known| owner(&known.tenant, known.trace_id) % peers as u64 == index as u64) {
+        live.remember(&known.tenant, known.trace_id, &known.keys);
     }
+    drop(known);
     let batches = Batches::new(batch::Limits {
         bytes: start.settings.max_block_bytes / peers,
         age: ticks.spanning(start.settings.max_block_duration),
@@ -228,6 +246,7 @@ pub(crate) fn run(worker: &mut Worker, start: Start) {
         batches,
         in_transit: VecDeque::new(),
         cut_all: false,
+        replayed: false,
         uploaded: Vec::new(),
         flushes: Vec::new(),
         activators: Vec::new(),
@@ -240,8 +259,15 @@ pub(crate) fn run(worker: &mut Worker, start: Start) {
         let (segments, segment_stream): (InputHandleVec<u64, Segment>, _) = Input::new_input(&scope);
         let (marks, mark_stream): (InputHandleVec<u64, Mark>, _) = Input::new_input(&scope);
         // The metrics operators attach to the first output.
-        let (_first_seen, cut) =
-            live_traces(scope, segment_stream, Rc::clone(&state), Arc::clone(&start.metrics), checkpoint_every, start.start_tick);
+        let (_first_seen, cut) = live_traces(
+            scope,
+            segment_stream,
+            Rc::clone(&state),
+            Arc::clone(&start.metrics),
+            checkpoint_every,
+            start.start_tick,
+            start.counted,
+        );
         let outcomes = block_batch(scope, cut, Rc::clone(&state), Rc::clone(&uploader), index, start.wal_id);
         let outcomes = outcomes.probe_with(&probe);
         commit(scope, outcomes, mark_stream, peers, start.mailbox.clone());
@@ -263,12 +289,15 @@ pub(crate) fn run(worker: &mut Worker, start: Start) {
         fed: source.from,
         unfinished: VecDeque::new(),
         tick: 0,
+        moved: Instant::now(),
+        start_tick: start.start_tick,
         last_mark: 0,
     });
     // A worker without a source has let go of its inputs above: an input that neither advances nor closes would stop everybody.
 
     let mut gauges = Gauges::new(Arc::clone(&start.metrics), index);
     let mut published = Instant::now();
+    let mut outcome = Ok(());
     while !start.shared.stop.load(Ordering::Relaxed) {
         while let Ok(request) = start.requests.try_recv() {
             answer(&state, request);
@@ -280,11 +309,20 @@ pub(crate) fn run(worker: &mut Worker, start: Start) {
         }
         start.shared.held[index].store(state.borrow().held(), Ordering::Relaxed);
         if let Some(feed) = &mut feed {
-            let full = feed.step(&probe, start.shared.held());
+            let Ok(full) = feed.step(&probe, start.shared.held()) else {
+                // It ends when it is told to, and that may have been a moment ago.
+                if !start.shared.stop.load(Ordering::SeqCst) {
+                    outcome = Err("the thread that reads the write-ahead log has died".to_owned());
+                }
+                break;
+            };
             start.shared.pressure.store(full, Ordering::Relaxed);
             if let Some(applied) = feed.finished(&probe) {
                 *start.shared.applied.lock() = applied;
             }
+        }
+        if !state.borrow().replayed && *start.shared.applied.lock() >= start.replay_to {
+            state.borrow_mut().replayed = true;
         }
         relieve(&state, &start.shared);
         worker.step_or_park(Some(Duration::from_millis(100)));
@@ -300,6 +338,7 @@ pub(crate) fn run(worker: &mut Worker, start: Start) {
     for dataflow in worker.installed_dataflows() {
         worker.drop_dataflow(dataflow);
     }
+    outcome
 }
 
 fn answer(state: &SharedState, request: Request) {
@@ -333,7 +372,8 @@ fn relieve(state: &SharedState, shared: &Shared) {
     }
 }
 
-/// Drops copies, assembles traces, cuts them. Outputs: spans seen for the first time, and what was cut.
+/// Drops copies, assembles traces, cuts them. Outputs: spans seen for the first time (by any generation: what lies before `counted` in
+/// the log is read again only to be stored), and what was cut.
 fn live_traces<'scope>(
     scope: Scope<'scope, u64>,
     segments: StreamVec<'scope, u64, Segment>,
@@ -341,6 +381,7 @@ fn live_traces<'scope>(
     metrics: Arc<Metrics>,
     checkpoint_every: u64,
     start_tick: u64,
+    counted: Position,
 ) -> (StreamVec<'scope, u64, Arc<Segment>>, StreamVec<'scope, u64, Cut>) {
     let mut builder = OperatorBuilder::new("LiveTraces".to_owned(), scope);
     let exchange = Exchange::new(|segment: &Segment| owner(&segment.tenant, segment.trace_id));
@@ -358,7 +399,7 @@ fn live_traces<'scope>(
         capabilities.clear();
         move |frontiers| {
             let mut state = state.borrow_mut();
-            let State { live, in_transit, cut_all, .. } = &mut *state;
+            let State { live, in_transit, cut_all, replayed, .. } = &mut *state;
             let mut first_seen = first_seen.activate();
             input.for_each(|time, segments| {
                 let tick = time.least().copied().unwrap_or_default();
@@ -373,7 +414,7 @@ fn live_traces<'scope>(
                         let tenant = pushed.first_seen.as_ref().map_or("", |segment| segment.tenant.as_str());
                         metrics.traces_created.with_label_values(&[tenant]).inc();
                     }
-                    if let Some(segment) = pushed.first_seen {
+                    if let Some(segment) = pushed.first_seen.filter(|segment| segment.position >= counted) {
                         session.give(segment);
                     }
                 }
@@ -391,6 +432,9 @@ fn live_traces<'scope>(
                 in_transit.push_back(trace.clone());
                 session.give(Cut::Trace(trace));
             };
+            if *replayed {
+                live.replayed(frontier);
+            }
             live.advance(frontier, &mut give);
             if std::mem::take(cut_all) {
                 live.cut_all(frontier, &mut give);
@@ -431,17 +475,17 @@ fn block_batch<'scope>(
             let mut outcomes = outcomes.activate();
             let Some(live_capability) = capability.as_mut() else { return };
             let mut session = outcomes.session(&*live_capability);
-            for uploaded in state.uploaded.drain(..) {
+            for uploaded in std::mem::take(&mut state.uploaded) {
                 match uploaded {
                     Uploaded::Block(meta) => {
                         if let Some(range) = state.batches.uploaded(&meta) {
                             session.give(Outcome::Uploaded(CommittedBlock { meta, records: [(wal_id, range)].into() }));
                         }
                     }
-                    Uploaded::Nothing(block_id) => state.batches.dropped(block_id),
+                    Uploaded::Nothing(block_id) => state.dropped(block_id),
                 }
             }
-            let (mut all, mut reports) = (false, Vec::new());
+            let (mut all, mut reports, mut jobs) = (false, Vec::new(), Vec::new());
             let mut tick = *live_capability.time();
             input.for_each(|time, cuts| {
                 tick = tick.max(time.least().copied().unwrap_or_default());
@@ -449,7 +493,8 @@ fn block_batch<'scope>(
                     match cut {
                         Cut::Trace(trace) => {
                             state.in_transit.pop_front();
-                            state.batches.push(trace, tick);
+                            // Full blocks leave at once: a flood of cut traces makes many blocks of the usual size, not one large one.
+                            jobs.extend(state.batches.push(trace, tick, BlockId::new_v4));
                         }
                         Cut::Held { tick, oldest } => reports.push((tick, oldest)),
                         Cut::All => all = true,
@@ -457,7 +502,8 @@ fn block_batch<'scope>(
                 }
             });
             let frontier = frontiers[0].frontier().first().copied();
-            for job in state.batches.cut(frontier.unwrap_or(tick), all, BlockId::new_v4) {
+            jobs.extend(state.batches.cut(frontier.unwrap_or(tick), all, BlockId::new_v4));
+            for job in jobs {
                 tracing::debug!(worker, block_id = %job.block_id, tenant = %job.tenant, traces = job.traces.len(), "block cut");
                 uploader.borrow_mut().spawn(job);
             }
@@ -504,4 +550,44 @@ fn commit<'scope>(
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::segment::SpanRef;
+
+    use super::*;
+
+    #[test]
+    fn a_flush_does_not_wait_for_a_block_that_will_never_be() {
+        let mut state = State {
+            live: LiveTraces::new(live::Limits { idle: 1, live: 1, window: 1, max_bytes: 1 }),
+            batches: Batches::new(batch::Limits { bytes: 100, age: 1 }),
+            in_transit: VecDeque::new(),
+            cut_all: false,
+            replayed: false,
+            uploaded: Vec::new(),
+            flushes: Vec::new(),
+            activators: Vec::new(),
+        };
+        let (tenant, trace_id) = (Tenant::single(), TraceId([1; 16]));
+        let span = SpanRef {
+            key: SpanKey { span_id: 1, kind: 1 },
+            resource: storage::otlp::Slice::default(),
+            scope: storage::otlp::Slice::default(),
+            span: storage::otlp::Slice::default(),
+        };
+        let body = bytes::Bytes::new();
+        let segment = Segment { tenant: tenant.clone(), trace_id, position: Position(1), body, spans: vec![span] };
+        let trace = CutTrace { tenant, trace_id, segments: vec![Arc::new(segment)], bytes: 7 };
+        assert!(state.batches.push(trace, 1, BlockId::new_v4).is_none(), "not full");
+        let jobs = state.batches.cut(1, true, BlockId::new_v4);
+        let (reply, mut answer) = oneshot::channel();
+        state.flushes.push(Flush { reply, blocks: Some(vec![jobs[0].block_id]) });
+        state.finish_flushes();
+        assert!(answer.try_recv().is_err(), "the block may still be stored");
+        state.dropped(jobs[0].block_id);
+        answer.try_recv().expect("nothing is left to wait for");
+        assert_eq!(state.held(), 0);
+    }
 }

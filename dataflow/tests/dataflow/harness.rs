@@ -1,6 +1,16 @@
 //! Starts a dataflow over a log in a temporary folder and a bucket in memory, and reads back what it holds.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use dataflow::{Components, Dataflow, Settings, manifest::ManifestStore};
@@ -60,7 +70,42 @@ pub(crate) fn shuffle<T>(items: &mut [T], seed: u64) {
     }
 }
 
+/// The system's clock, wrong by as much as a test says, and able to take a thread down with it.
+#[derive(Debug, Default)]
+pub(crate) struct BadClock {
+    wrong_by_seconds: AtomicI64,
+    /// Beginning of the name of a thread that is to panic.
+    victim: Mutex<Option<&'static str>>,
+}
+
+impl BadClock {
+    pub(crate) fn step_to(&self, wrong_by_seconds: i64) {
+        self.wrong_by_seconds.store(wrong_by_seconds, Ordering::SeqCst);
+    }
+
+    /// The next time that a thread of this name asks for the time, it panics.
+    pub(crate) fn panic_in(&self, thread: &'static str) {
+        *self.victim.lock().expect("not poisoned") = Some(thread);
+    }
+
+    pub(crate) fn has_panicked(&self) -> bool {
+        self.victim.lock().expect("not poisoned").is_none()
+    }
+}
+
+impl Clock for BadClock {
+    fn now(&self) -> Duration {
+        let due =
+            self.victim.lock().expect("not poisoned").take_if(|name| thread::current().name().is_some_and(|is| is.starts_with(*name)));
+        assert!(due.is_none(), "the test wants this thread to fail");
+        let wrong_by = self.wrong_by_seconds.load(Ordering::SeqCst);
+        let by = Duration::from_secs(wrong_by.unsigned_abs());
+        if wrong_by < 0 { SystemClock.now().saturating_sub(by) } else { SystemClock.now() + by }
+    }
+}
+
 pub(crate) struct Harness {
+    clock: Arc<BadClock>,
     runtime: Runtime,
     folder: TempDir,
     objects: Arc<dyn ObjectStore>,
@@ -71,16 +116,21 @@ pub(crate) struct Harness {
 
 impl Harness {
     pub(crate) fn new(settings: Settings) -> Self {
+        Self::with_clock(settings, BadClock::default())
+    }
+
+    pub(crate) fn with_clock(settings: Settings, clock: BadClock) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         let faults = Arc::new(Faults::default());
         let objects = Arc::new(Faulty { inner: InMemory::new(), faults: Arc::clone(&faults) });
         let folder = tempfile::tempdir().expect("folder");
-        let mut harness = Self { runtime, folder, objects, faults, registry: prometheus::Registry::new(), running: None };
-        harness.start(settings);
+        let mut harness =
+            Self { clock: Arc::new(clock), runtime, folder, objects, faults, registry: prometheus::Registry::new(), running: None };
+        harness.start(settings, |_| {});
         harness
     }
 
-    fn start(&mut self, settings: Settings) {
+    fn start(&mut self, settings: Settings, once_open: impl FnOnce(&Path)) {
         self.registry = prometheus::Registry::new();
         let wal_settings = wal::Settings {
             dir: self.folder.path().join("wal"),
@@ -89,8 +139,9 @@ impl Harness {
             max_bytes: 1 << 30,
             queue_bytes: 1 << 20,
         };
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let clock: Arc<dyn Clock> = Arc::<BadClock>::clone(&self.clock);
         let (wal, _) = Wal::open(wal_settings, Arc::clone(&clock), &self.registry).expect("log");
+        once_open(&self.folder.path().join("wal"));
         let store = Store::new(Arc::clone(&self.objects), "");
         let components = Components {
             wal,
@@ -107,11 +158,16 @@ impl Harness {
 
     /// Ends the dataflow wherever it is, and begins again from the log and the bucket.
     pub(crate) fn restart(&mut self, settings: Settings) {
+        self.restart_with(settings, |_| {});
+    }
+
+    /// The same, with something done to the log's folder when it is open and not yet read.
+    pub(crate) fn restart_with(&mut self, settings: Settings, once_open: impl FnOnce(&Path)) {
         let (dataflow, components) = self.running.take().expect("running");
         self.runtime.block_on(dataflow.shutdown());
         self.runtime.block_on(components.wal.close());
         drop((dataflow, components));
-        self.start(settings);
+        self.start(settings, once_open);
     }
 
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
@@ -126,12 +182,25 @@ impl Harness {
         &self.components().wal
     }
 
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.as_ref().is_some_and(|(dataflow, _)| dataflow.is_running())
+    }
+
+    pub(crate) fn clock(&self) -> &BadClock {
+        &self.clock
+    }
+
     pub(crate) fn faults(&self) -> &Faults {
         &self.faults
     }
 
     pub(crate) async fn flush(&self) {
-        self.running.as_ref().expect("running").0.flush().await.expect("flush");
+        let flush = self.running.as_ref().expect("running").0.flush();
+        tokio::time::timeout(Duration::from_secs(60), flush).await.expect("a flush ends").expect("flush");
+    }
+
+    pub(crate) async fn shutdown(&self) {
+        self.running.as_ref().expect("running").0.shutdown().await;
     }
 
     /// The spans of a trace, from recent data first and the listed blocks afterwards, each once.

@@ -2,6 +2,7 @@
 
 mod faults;
 mod harness;
+mod mishaps;
 
 use std::{collections::BTreeMap, time::Duration};
 
