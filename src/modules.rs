@@ -33,7 +33,7 @@ use crate::{
 /// large. A smaller `ingester.max_block_bytes`, or little memory, makes them smaller still.
 const MAX_BATCH_BYTES: u64 = 24 << 20;
 /// Bytes of spans that the dataflow holds, at most, however much memory there is: the log holds more than that for less.
-const MAX_RESIDENT_BYTES: u64 = 512 << 20;
+const MAX_RESIDENT_BYTES: u64 = 256 << 20;
 /// Bytes of requests between socket and log, at most.
 const MAX_INGEST_BYTES: u64 = 256 << 20;
 /// How long a request may wait for its share of those.
@@ -42,6 +42,8 @@ const INGEST_WAIT: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How long recovery may take before the process gives up.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(3600);
+/// How long `flush_all_on_shutdown` may take.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(300);
 /// Log kept on disk where the configuration says nothing.
 const MAX_WAL_BYTES: u64 = 64 << 30;
 /// Log records that may wait for the writer.
@@ -132,11 +134,16 @@ async fn start_dataflow(app: &mut App, wal: &Wal, store: &Store, blocklist: &Blo
     let dataflow = Arc::new(Dataflow::start(settings, components, &app.registry)?);
     let (stopping, flush) = (Arc::clone(&dataflow), ingester.flush_all_on_shutdown);
     app.started("dataflow", move || async move {
-        if flush {
-            stopping.flush().await.context("flush on shutdown")?;
-        }
+        let flushed = async {
+            if flush {
+                tokio::time::timeout(FLUSH_DEADLINE, stopping.flush()).await.context("flush on shutdown: the bucket does not answer")??;
+            }
+            Ok(())
+        };
+        let outcome = flushed.await;
+        // What was not flushed is in the log.
         stopping.shutdown().await;
-        Ok(())
+        outcome
     });
     let recovered = async {
         while !dataflow.is_running() {
