@@ -35,8 +35,9 @@ use super::{
     thrift,
 };
 
-/// Entries of the list that sets the pace, in one page.
-const PAGE_ENTRIES: usize = 1 << 14;
+/// Entries of the list that sets the pace, in one page. Finding one trace decodes a page of every leaf; of smaller pages more bytes are
+/// headers, and they compress less.
+const PAGE_ENTRIES: usize = 8 << 10;
 
 /// Bytes of free text in the buffers after which a page is cut early.
 const PAGE_BYTES: usize = 4 << 20;
@@ -80,6 +81,8 @@ struct Levels {
     definition: Vec<u8>,
     /// Definition levels of an optional leaf that is always null: the same levels in a width that has room for one more.
     nulls: Vec<u8>,
+    /// Whether the list has optional leaves of its own.
+    optional: bool,
 }
 
 #[derive(Debug, Default)]
@@ -194,12 +197,14 @@ impl Columns {
             levels: schema
                 .lists
                 .iter()
-                .map(|list| Levels {
+                .enumerate()
+                .map(|(position, list)| Levels {
                     list: list.clone(),
                     entries: Vec::new(),
                     repetition: Vec::new(),
                     definition: Vec::new(),
                     nulls: Vec::new(),
+                    optional: schema.leaves.iter().any(|leaf| leaf.list == position && leaf.optional),
                 })
                 .collect(),
             leaves: Vec::new(),
@@ -664,7 +669,9 @@ impl Levels {
             scratch.clear();
             scratch.extend(self.entries.iter().map(|entry| entry & 15));
             write_levels(scratch, definition, &mut self.definition);
-            write_levels(scratch, definition + 1, &mut self.nulls);
+            if self.optional {
+                write_levels(scratch, definition + 1, &mut self.nulls);
+            }
         }
     }
 
@@ -690,7 +697,7 @@ impl Levels {
 fn write_levels(levels: &[u8], max: u8, out: &mut Vec<u8>) {
     let length_at = out.len();
     out.extend_from_slice(&[0; 4]);
-    encoding::hybrid(levels, encoding::width_of(max.into()), out);
+    encoding::levels(levels, encoding::width_of(max.into()), out);
     let length = (out.len() - length_at - 4) as u32;
     out[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
 }

@@ -94,8 +94,9 @@ pub(super) struct Selection {
     pub(super) limit: usize,
 }
 
+/// Values of a leaf. Integers of 32 bits that did not come by way of the `parquet` crate are [`Values::Long`] too.
 #[derive(Debug)]
-enum Values {
+pub(super) enum Values {
     Bytes(Vec<ByteArray>),
     Long(Vec<i64>),
     Int(Vec<i32>),
@@ -137,7 +138,10 @@ pub(super) fn leaf(
 }
 
 /// Looks at the headers of all pages: none may ask for memory out of proportion.
-fn measure(parts: &Parts, limit: usize) -> Result<(), &'static str> {
+///
+/// # Errors
+/// Which limit they exceed, or that they are torn.
+pub(super) fn measure(parts: &Parts, limit: usize) -> Result<(), &'static str> {
     let mut values = 0usize;
     for (_, part) in &parts.0 {
         let mut rest = part.as_ref();
@@ -168,7 +172,7 @@ fn read_leaf(descriptor: &ColumnDescPtr, reader: ColumnReader, selection: Select
         _ => return Err(ParquetError::General("is of a type that no leaf has".to_owned())),
     };
     let (max_definition, max_repetition) = (descriptor.max_def_level(), descriptor.max_rep_level());
-    Ok(Leaf { values, definition, repetition, max_definition, max_repetition, entry: 0, value: 0 })
+    Ok(Leaf::new(values, definition, repetition, max_definition, max_repetition))
 }
 
 fn read_values<T: DataType>(
@@ -195,6 +199,11 @@ fn read_values<T: DataType>(
 }
 
 impl Leaf {
+    /// Decoded entries, none of them used.
+    pub(super) fn new(values: Values, definition: Vec<i16>, repetition: Vec<i16>, max_definition: i16, max_repetition: i16) -> Self {
+        Self { values, definition, repetition, max_definition, max_repetition, entry: 0, value: 0 }
+    }
+
     fn definition(&self) -> Option<i16> {
         if self.max_definition > 0 { self.definition.get(self.entry).copied() } else { Some(0) }
     }
@@ -217,7 +226,7 @@ impl Leaf {
 
     /// Ids of a trace id leaf.
     pub(super) fn trace_ids(mut self, rows: usize) -> Result<Vec<TraceId>, Wrong> {
-        (0..rows).map(|_| trace_id(self.bytes()?)).collect()
+        (0..rows).map(|_| self.bytes().map(trace_id)).collect()
     }
 
     fn bytes(&mut self) -> Result<&[u8], Wrong> {
@@ -262,11 +271,11 @@ impl Leaf {
 }
 
 /// Trace ids of other lengths are padded on the left or cut to the last sixteen bytes.
-fn trace_id(bytes: &[u8]) -> Result<TraceId, Wrong> {
+pub(super) fn trace_id(bytes: &[u8]) -> TraceId {
     let mut id = [0; 16];
     let kept = &bytes[bytes.len().saturating_sub(16)..];
     id[16 - kept.len()..].copy_from_slice(kept);
-    Ok(TraceId(id))
+    TraceId(id)
 }
 
 /// Positions of the leaves (§7.4).
@@ -387,7 +396,7 @@ impl Rows {
     /// The next row.
     pub(super) fn trace(&mut self) -> Result<Trace, Wrong> {
         self.begin_row()?;
-        let id = trace_id(self.leaf(at::TRACE_ID)?.bytes()?)?;
+        let id = trace_id(self.leaf(at::TRACE_ID)?.bytes()?);
         let mut trace = Trace { trace_id: id, resource_spans: Vec::new() };
         if self.leaf(at::SPAN_ID)?.definition().unwrap_or(0) < 1 {
             self.skip(at::RESOURCE_ATTRIBUTES..=at::LEAVES - 1)?;
@@ -597,7 +606,7 @@ impl Rows {
     /// Identities of the spans of the next row; needs only the leaves of trace id, span id and kind.
     pub(super) fn span_keys(&mut self) -> Result<(TraceId, Vec<SpanKey>), Wrong> {
         self.begin_row()?;
-        let id = trace_id(self.leaf(at::TRACE_ID)?.bytes()?)?;
+        let id = trace_id(self.leaf(at::TRACE_ID)?.bytes()?);
         let mut keys = Vec::new();
         loop {
             let span_id = self.leaf(at::SPAN_ID)?.optional_bytes()?.map(super::nested::key);

@@ -11,14 +11,18 @@
 //! arrived, and of spans with one identity the first in this order is kept. Resources and scopes come in the order of their first
 //! spans; equal ones are one (§8.6). Resources repeat in every trace, so what they become is cached by their bytes for a row group.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashMap, HashSet},
-};
+mod leaves;
+mod shared;
 
+use std::collections::{HashMap, HashSet};
+
+use self::{
+    leaves::Leaves,
+    shared::{Resource, Scope, write_resource, write_scope},
+};
 use super::{
-    attributes::{self, AttributeLeaves, Coded, Value},
-    columns::{ColumnError, Columns, Dictionary, File, Integer, ListId, Text},
+    attributes::{self, Value},
+    columns::{ColumnError, Columns, Dictionary, File},
     interner::Interner,
     meta::DedicatedColumn,
     nested::{self, Nested, Node, Numbering},
@@ -139,31 +143,6 @@ enum Meaning {
     Generic,
 }
 
-/// A resource, converted.
-#[derive(Debug)]
-struct Resource {
-    /// Equal for resources that are equal by §8.6.
-    class: u32,
-    /// Number of the service's name in its leaf.
-    service: u32,
-    /// The same of the first string attribute `service.name`, which root spans show; in `RootServiceName`.
-    root_service: u32,
-    leaves: Vec<(Dictionary, u32)>,
-    attributes: Vec<(u32, Coded)>,
-    dropped: i64,
-    estimate: usize,
-}
-
-/// A scope, converted.
-#[derive(Debug)]
-struct Scope {
-    class: u32,
-    name: u32,
-    version: u32,
-    attributes: Vec<(u32, Coded)>,
-    dropped: i64,
-}
-
 /// A span on its way into a row.
 #[derive(Clone, Copy, Debug)]
 struct Entry<'a> {
@@ -184,122 +163,6 @@ struct Place {
     span: u32,
     resource_entry: u32,
     scope_entry: u32,
-}
-
-#[derive(Debug)]
-struct Leaves {
-    trace_id: Text,
-    trace_id_text: Text,
-    start: Integer,
-    end: Integer,
-    duration: Integer,
-    root_service: Dictionary,
-    root_span: Dictionary,
-    stats: ListId,
-    stats_key: Text,
-    stats_spans: Integer,
-    stats_errors: Integer,
-    resources: ListId,
-    resource_attributes: AttributeLeaves,
-    resource_dropped: Integer,
-    service: Dictionary,
-    resource_fixed: Vec<(&'static str, Dictionary)>,
-    scopes: ListId,
-    scope_name: Dictionary,
-    scope_version: Dictionary,
-    scope_attributes: AttributeLeaves,
-    scope_dropped: Integer,
-    spans: ListId,
-    span_id: Text,
-    parent_span_id: Text,
-    parent: Integer,
-    left: Integer,
-    right: Integer,
-    name: Dictionary,
-    kind: Integer,
-    trace_state: Text,
-    span_start: Integer,
-    span_duration: Integer,
-    status: Integer,
-    status_message: Text,
-    attributes: AttributeLeaves,
-    dropped_attributes: Integer,
-    events: ListId,
-    event_time: Integer,
-    event_name: Dictionary,
-    event_attributes: AttributeLeaves,
-    event_dropped: Integer,
-    dropped_events: Integer,
-    links: ListId,
-    link_trace_id: Text,
-    link_span_id: Text,
-    link_trace_state: Text,
-    link_attributes: AttributeLeaves,
-    link_dropped: Integer,
-    dropped_links: Integer,
-    status_code: Integer,
-}
-
-impl Leaves {
-    fn new(columns: &Columns) -> Self {
-        const SPAN: &str = "rs[].ss[].Spans[]";
-        let span = |leaf: &str| format!("{SPAN}.{leaf}");
-        Self {
-            trace_id: columns.text("TraceID"),
-            trace_id_text: columns.text("TraceIDText"),
-            start: columns.integer("StartTimeUnixNano"),
-            end: columns.integer("EndTimeUnixNano"),
-            duration: columns.integer("DurationNano"),
-            root_service: columns.dictionary("RootServiceName"),
-            root_span: columns.dictionary("RootSpanName"),
-            stats: columns.list("ServiceStats{}"),
-            stats_key: columns.text("ServiceStats{}.key"),
-            stats_spans: columns.integer("ServiceStats{}.value.SpanCount"),
-            stats_errors: columns.integer("ServiceStats{}.value.ErrorCount"),
-            resources: columns.list("rs[]"),
-            resource_attributes: AttributeLeaves::new(columns, "rs[].Resource", 2),
-            resource_dropped: columns.integer("rs[].Resource.DroppedAttributesCount"),
-            service: columns.dictionary("rs[].Resource.ServiceName"),
-            resource_fixed: RESOURCE_LEAVES
-                .iter()
-                .map(|(name, leaf)| (*name, columns.dictionary(&format!("rs[].Resource.{leaf}"))))
-                .collect(),
-            scopes: columns.list("rs[].ss[]"),
-            scope_name: columns.dictionary("rs[].ss[].Scope.Name"),
-            scope_version: columns.dictionary("rs[].ss[].Scope.Version"),
-            scope_attributes: AttributeLeaves::new(columns, "rs[].ss[].Scope", 3),
-            scope_dropped: columns.integer("rs[].ss[].Scope.DroppedAttributesCount"),
-            spans: columns.list(SPAN),
-            span_id: columns.text(&span("SpanID")),
-            parent_span_id: columns.text(&span("ParentSpanID")),
-            parent: columns.integer(&span("ParentID")),
-            left: columns.integer(&span("NestedSetLeft")),
-            right: columns.integer(&span("NestedSetRight")),
-            name: columns.dictionary(&span("Name")),
-            kind: columns.integer(&span("Kind")),
-            trace_state: columns.text(&span("TraceState")),
-            span_start: columns.integer(&span("StartTimeUnixNano")),
-            span_duration: columns.integer(&span("DurationNano")),
-            status: columns.integer(&span("StatusCode")),
-            status_message: columns.text(&span("StatusMessage")),
-            attributes: AttributeLeaves::new(columns, SPAN, 4),
-            dropped_attributes: columns.integer(&span("DroppedAttributesCount")),
-            events: columns.list(&span("Events[]")),
-            event_time: columns.integer(&span("Events[].TimeSinceStartNano")),
-            event_name: columns.dictionary(&span("Events[].Name")),
-            event_attributes: AttributeLeaves::new(columns, &span("Events[]"), 5),
-            event_dropped: columns.integer(&span("Events[].DroppedAttributesCount")),
-            dropped_events: columns.integer(&span("DroppedEventsCount")),
-            links: columns.list(&span("Links[]")),
-            link_trace_id: columns.text(&span("Links[].TraceID")),
-            link_span_id: columns.text(&span("Links[].SpanID")),
-            link_trace_state: columns.text(&span("Links[].TraceState")),
-            link_attributes: AttributeLeaves::new(columns, &span("Links[]"), 5),
-            link_dropped: columns.integer(&span("Links[].DroppedAttributesCount")),
-            dropped_links: columns.integer(&span("DroppedLinksCount")),
-            status_code: columns.integer(&span("HttpStatusCode")),
-        }
-    }
 }
 
 /// Repetition levels of a second and later resource, scope, span, event or link, attribute of a span.
@@ -464,100 +327,6 @@ impl Encoder {
         places.sort_unstable();
         self.places = places;
         Ok(())
-    }
-
-    /// The converted resource of a `Resource` message.
-    fn resource(&mut self, message: &[u8]) -> Result<u32, WireError> {
-        let (found, new) = self.resource_cache.intern(message);
-        if !new {
-            return Ok(found);
-        }
-        let leaves = &self.leaves;
-        let columns = &mut self.columns;
-        let mut service: Option<Cow<'_, [u8]>> = None;
-        let mut root_service: Option<Cow<'_, [u8]>> = None;
-        let mut optional: BTreeMap<Dictionary, u32> = BTreeMap::new();
-        let mut generic = Vec::new();
-        let (mut dropped, mut count) = (0, 0);
-        for field in Fields::new(message) {
-            let field = field?;
-            match (field.number, field.value) {
-                (1, Wire::Bytes(attribute)) => {
-                    count += 1;
-                    let (key, value) = attributes::read(attribute)?;
-                    let fixed = leaves.resource_fixed.iter().find(|(name, _)| name.as_bytes() == key).map(|(_, leaf)| *leaf);
-                    let own =
-                        fixed.or_else(|| self.resource_dedicated.iter().find(|(name, _)| name.as_bytes() == key).map(|(_, leaf)| *leaf));
-                    match (value, own) {
-                        (Value::Text(text), _) if key == b"service.name" => {
-                            root_service.get_or_insert_with(|| text.clone());
-                            service = Some(text);
-                        }
-                        (Value::Text(text), Some(leaf)) => {
-                            let code = columns.code(leaf, &text);
-                            optional.insert(leaf, code);
-                        }
-                        (value, _) => generic.push((key, leaves.resource_attributes.code(columns, value))),
-                    }
-                }
-                (2, Wire::Varint(value)) => dropped = value as u32 as i32,
-                _ => {}
-            }
-        }
-        let service = columns.code(leaves.service, service.as_deref().unwrap_or_default());
-        let root_service = columns.code(leaves.root_service, root_service.as_deref().unwrap_or_default());
-        let attributes = coded(columns, &leaves.resource_attributes, generic);
-        let mut identity = Vec::new();
-        identity.extend_from_slice(&service.to_le_bytes());
-        identity.extend_from_slice(&(optional.len() as u32).to_le_bytes());
-        for (leaf, code) in &optional {
-            let slot =
-                leaves.resource_fixed.iter().map(|(_, l)| l).chain(self.resource_dedicated.iter().map(|(_, l)| l)).position(|l| l == leaf);
-            identity.extend_from_slice(&(slot.unwrap_or(usize::MAX) as u32).to_le_bytes());
-            identity.extend_from_slice(&code.to_le_bytes());
-        }
-        identify(&attributes, &mut identity);
-        let (class, _) = self.resource_classes.intern(&identity);
-        let leaves = optional.into_iter().collect();
-        let resource = Resource { class, service, root_service, leaves, attributes, dropped: dropped.into(), estimate: 10 + 7 * count };
-        self.resources.push(resource);
-        Ok(found)
-    }
-
-    /// The converted scope of an `InstrumentationScope` message.
-    fn scope(&mut self, message: &[u8]) -> Result<u32, WireError> {
-        let (found, new) = self.scope_cache.intern(message);
-        if !new {
-            return Ok(found);
-        }
-        let leaves = &self.leaves;
-        let columns = &mut self.columns;
-        let (mut name, mut version): (&[u8], &[u8]) = (&[], &[]);
-        let mut generic = Vec::new();
-        let mut dropped = 0;
-        for field in Fields::new(message) {
-            let field = field?;
-            match (field.number, field.value) {
-                (1, Wire::Bytes(text)) => name = text,
-                (2, Wire::Bytes(text)) => version = text,
-                (3, Wire::Bytes(attribute)) => {
-                    let (key, value) = attributes::read(attribute)?;
-                    generic.push((key, leaves.scope_attributes.code(columns, value)));
-                }
-                (4, Wire::Varint(value)) => dropped = value as u32 as i32,
-                _ => {}
-            }
-        }
-        let name = columns.code(leaves.scope_name, name);
-        let version = columns.code(leaves.scope_version, version);
-        let attributes = coded(columns, &leaves.scope_attributes, generic);
-        let mut identity = Vec::new();
-        identity.extend_from_slice(&name.to_le_bytes());
-        identity.extend_from_slice(&version.to_le_bytes());
-        identify(&attributes, &mut identity);
-        let (class, _) = self.scope_classes.intern(&identity);
-        self.scopes.push(Scope { class, name, version, attributes, dropped: dropped.into() });
-        Ok(found)
     }
 
     /// Writes the row of `places`.
@@ -835,51 +604,6 @@ impl<K: Copy + Eq + std::hash::Hash> FirstSeen<K> {
             return span;
         }
         *self.many.entry(class).or_insert(span)
-    }
-}
-
-/// Sorts attributes by key, those of equal keys by value, and numbers the keys.
-fn coded(columns: &mut Columns, leaves: &AttributeLeaves, mut generic: Vec<(&[u8], Coded)>) -> Vec<(u32, Coded)> {
-    generic.sort_by_cached_key(|(key, value)| {
-        let mut identity = Vec::new();
-        value.identity(&mut identity);
-        (key.to_vec(), identity)
-    });
-    generic.into_iter().map(|(key, value)| (leaves.key(columns, key), value)).collect()
-}
-
-fn identify(attributes: &[(u32, Coded)], out: &mut Vec<u8>) {
-    for (key, value) in attributes {
-        out.extend_from_slice(&key.to_le_bytes());
-        value.identity(out);
-    }
-}
-
-fn write_resource(columns: &mut Columns, leaves: &Leaves, resource: &Resource, repetition: u8) {
-    columns.enter(leaves.resources, repetition, RESOURCE);
-    let latest = columns.latest(leaves.resources);
-    write_attributes(columns, &leaves.resource_attributes, &resource.attributes, repetition, RESOURCE);
-    columns.push_integer(leaves.resource_dropped, resource.dropped);
-    columns.push_code(leaves.service, resource.service);
-    for &(leaf, code) in &resource.leaves {
-        columns.push_optional_code(leaf, latest, code);
-    }
-}
-
-fn write_scope(columns: &mut Columns, leaves: &Leaves, scope: &Scope, repetition: u8) {
-    columns.enter(leaves.scopes, repetition, SCOPE);
-    columns.push_code(leaves.scope_name, scope.name);
-    columns.push_code(leaves.scope_version, scope.version);
-    write_attributes(columns, &leaves.scope_attributes, &scope.attributes, repetition, SCOPE);
-    columns.push_integer(leaves.scope_dropped, scope.dropped);
-}
-
-fn write_attributes(columns: &mut Columns, leaves: &AttributeLeaves, attributes: &[(u32, Coded)], repetition: u8, level: u8) {
-    if attributes.is_empty() {
-        leaves.none(columns, repetition, level);
-    }
-    for (index, (key, value)) in attributes.iter().enumerate() {
-        leaves.push_coded(columns, if index == 0 { repetition } else { level + 1 }, *key, value);
     }
 }
 

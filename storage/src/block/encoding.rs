@@ -2,7 +2,8 @@
 //!
 //! | function | Parquet name | used for |
 //! |---|---|---|
-//! | [`hybrid`] | RLE / bit-packed hybrid | levels, dictionary indices |
+//! | [`hybrid`] | RLE / bit-packed hybrid | dictionary indices |
+//! | [`levels`] | the same, in fewer kinds of runs | levels |
 //! | [`delta`] | DELTA_BINARY_PACKED | times, counts, lengths |
 //! | [`delta_lengths`] | DELTA_LENGTH_BYTE_ARRAY | ids, free text |
 //! | [`bits`] | PLAIN of BOOLEAN | flags |
@@ -51,6 +52,22 @@ pub(crate) fn hybrid<T: Packed>(values: &[T], width: u32, out: &mut Vec<u8>) {
         at += run;
     }
     literals(&values[literal_start..], width, out);
+}
+
+/// The same encoding for what is compressed afterwards: every run is an RLE run, however short, unless bit-packing takes half of that. Bytes
+/// that stand for runs repeat, bits that lie anywhere in a byte do not.
+pub(crate) fn levels(values: &[u8], width: u32, out: &mut Vec<u8>) {
+    debug_assert!(width <= 8, "a run's value is one byte");
+    let start = out.len();
+    let limit = values.len() * width as usize / 4;
+    for run in values.chunk_by(|a, b| a == b) {
+        varint(run.len() as u64 * 2, out);
+        out.push(run[0]);
+        if out.len() - start > limit + 2 {
+            out.truncate(start);
+            return hybrid(values, width, out);
+        }
+    }
 }
 
 fn literals<T: Packed>(values: &[T], width: u32, out: &mut Vec<u8>) {
@@ -247,6 +264,16 @@ mod tests {
             let mut out = Vec::new();
             hybrid(&values, width, &mut out);
             prop_assert_eq!(read_hybrid(&out, width, values.len()), values);
+        }
+
+        #[test]
+        fn levels_are_what_the_specification_reads(runs in prop::collection::vec((0u8..8, 1usize..20), 0..50), short in prop::collection::vec(0u8..8, 0..50)) {
+            let long: Vec<u8> = runs.iter().flat_map(|&(value, count)| std::iter::repeat_n(value, count)).collect();
+            for values in [long, short] {
+                let mut out = Vec::new();
+                levels(&values, 3, &mut out);
+                prop_assert_eq!(read_hybrid(&out, 3, values.len()), values.iter().map(|&v| u32::from(v)).collect::<Vec<_>>());
+            }
         }
 
         #[test]

@@ -14,6 +14,7 @@
 //! | `columns`, `encoding`, `interner`, `thrift` | filling columns and making a Parquet file of them; knows nothing of traces |
 //! | `encode`, `attributes`, `nested` | OTLP wire bytes to rows |
 //! | `decode`, `reader` | rows to OTLP |
+//! | `row`, `decoding` | the fast way to one row, for finding a trace |
 //!
 //! Written and read is vParquet4. A block of another format may lie in the bucket: it is listed, and opening it is
 //! [`BlockError::Unsupported`]. Another version needs its schema text, and its own `encode` and `decode` over the same `columns`.
@@ -26,6 +27,7 @@ mod attributes;
 mod bloom;
 mod columns;
 mod decode;
+mod decoding;
 mod encode;
 mod encoding;
 #[cfg(test)]
@@ -35,9 +37,12 @@ mod json;
 mod meta;
 mod nested;
 mod reader;
+mod row;
 mod schema;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_find;
 mod thrift;
 
 use std::sync::Arc;

@@ -2,21 +2,26 @@
 //!
 //! ```text
 //!  open   footer                                                       1 read
-//!  find   bloom shard ► row group by first ids (statistics, no read) ► ids of the row group ► offset indexes ► one page per leaf
+//!  find   bloom shard, kept ► row group by first ids (statistics, no read) ► ids of the row group and offset indexes
+//!           ► of every leaf the dictionary and the page that holds the row
 //!  scan   the chunks of the projection's leaves, neighbouring ones together
 //! ```
 //!
 //! Ranges come from the footer and are checked against the size that the meta gives before anything is fetched. Decoding runs on a
 //! blocking thread.
+//!
+//! A look-up in a block that does not have the trace reads at most one bloom shard, and nothing when it reads that shard again: a
+//! reader keeps shards up to [`KEPT_BLOOM_BYTES`] (more than ten of the usual size; a block has one per 85000 traces).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use parquet::file::{
     metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData},
     page_index::{index_reader::decode_offset_index, offset_index::PageLocation},
@@ -25,8 +30,9 @@ use parquet::file::{
 
 use super::{
     BlockError, FORMAT, Meta, Projection, Trace, bloom,
-    decode::{self, Leaf, Parts, Rows, Selection, Wrong, at, chunk_range},
+    decode::{self, Parts, Rows, Selection, Wrong, at, chunk_range},
     encode::dedicated_names,
+    row::{Decoded, Decoder, Dictionaries},
     schema,
 };
 use crate::{
@@ -37,7 +43,11 @@ use crate::{
 /// Name of the Parquet file.
 pub(crate) const DATA: &str = "data.parquet";
 
-/// An opened block: its footer is in memory, everything else is fetched by range when asked for.
+/// Bytes of bloom shards that one reader keeps.
+const KEPT_BLOOM_BYTES: usize = 1 << 20;
+
+/// An opened block: its footer is in memory, everything else is fetched by range when asked for. Bloom shards are kept once they were
+/// fetched, up to 1 MiB per reader; of more than that the oldest go. So are up to 1 MiB of dictionaries that look-ups needed.
 #[derive(Debug)]
 pub struct Reader {
     store: Store,
@@ -45,6 +55,9 @@ pub struct Reader {
     footer: Arc<ParquetMetaData>,
     /// First id of every row group, once they were needed.
     first_ids: OnceLock<Vec<TraceId>>,
+    /// Bloom shards by number, oldest first.
+    blooms: Mutex<VecDeque<(u32, Bytes)>>,
+    dictionaries: Arc<Dictionaries>,
 }
 
 impl Reader {
@@ -67,7 +80,14 @@ impl Reader {
         let bytes = fetch(store, &meta, std::slice::from_ref(&(start..meta.size))).await?;
         let footer = bytes.first().map_or(Err("its footer is missing".to_owned()), |bytes| read_footer(bytes, &meta));
         let footer = footer.map_err(|what| corrupt(&meta, what))?;
-        Ok(Self { store: store.clone(), meta, footer: Arc::new(footer), first_ids: OnceLock::new() })
+        Ok(Self {
+            store: store.clone(),
+            meta,
+            footer: Arc::new(footer),
+            first_ids: OnceLock::new(),
+            blooms: Mutex::default(),
+            dictionaries: Arc::default(),
+        })
     }
 
     /// The block's description.
@@ -85,21 +105,38 @@ impl Reader {
     /// # Errors
     /// The bucket failed, or the block is corrupt.
     pub async fn find(&self, id: TraceId) -> Result<Option<Trace>, BlockError> {
-        let shard = bloom::shard_of(id, self.meta.bloom_shards);
-        let filter = self.store.get(&self.meta.tenant_id, self.meta.block_id, &format!("bloom-{shard}")).await;
-        let filter = filter.map_err(|source| failed(&self.meta, source))?;
-        if !bloom::contains(&filter, id).map_err(|what| self.corrupt(what))? {
+        if !self.may_hold(id).await? {
             return Ok(None);
         }
         let Some(row_group) = self.first_ids().await?.partition_point(|&first| first <= id).checked_sub(1) else { return Ok(None) };
-        let ids = self.trace_ids(row_group).await?;
-        let Ok(row) = ids.binary_search(&id) else { return Ok(None) };
-        let rows = self.row(row_group, row, ids.len()).await?;
-        let trace = self.compute(rows, |mut rows| rows.trace()).await?;
+        let Some(found) = self.locate(row_group, id).await? else { return Ok(None) };
+        let row = found.selection.skip;
+        let job = self.pages(row_group, found).await?;
+        let trace = self.compute(job, |job| job.decode()?.trace()).await?;
         if trace.trace_id != id {
             return Err(self.corrupt(format!("row {row} of row group {row_group} is not that of trace {id}")));
         }
         Ok(Some(trace))
+    }
+
+    /// What the bloom filter says of an id.
+    async fn may_hold(&self, id: TraceId) -> Result<bool, BlockError> {
+        let shard = bloom::shard_of(id, self.meta.bloom_shards);
+        let known = self.blooms.lock().iter().find(|(known, _)| *known == shard).map(|(_, filter)| filter.clone());
+        if let Some(filter) = known {
+            return bloom::contains(&filter, id).map_err(|what| self.corrupt(what));
+        }
+        let filter = self.store.get(&self.meta.tenant_id, self.meta.block_id, &format!("bloom-{shard}")).await;
+        let filter = filter.map_err(|source| failed(&self.meta, source))?;
+        let may_hold = bloom::contains(&filter, id).map_err(|what| self.corrupt(what))?;
+        let mut kept = self.blooms.lock();
+        if !kept.iter().any(|(known, _)| *known == shard) {
+            kept.push_back((shard, filter));
+            while kept.iter().map(|(_, filter)| filter.len()).sum::<usize>() > KEPT_BLOOM_BYTES {
+                kept.pop_front();
+            }
+        }
+        Ok(may_hold)
     }
 
     /// The traces of one row group, in order of their ids.
@@ -181,16 +218,13 @@ impl Reader {
 
     fn job(&self, row_group: usize, leaves: Vec<(usize, Parts, Option<Vec<PageLocation>>)>, selection: Selection) -> Job {
         let names = |scope| dedicated_names(&self.meta.dedicated_columns, scope).into_iter().map(str::to_owned).collect();
-        Job { footer: Arc::clone(&self.footer), row_group, leaves, selection, rows: Rows::new(names("resource"), names("span")) }
+        let rows = Rows::new(names("resource"), names("span"));
+        Job { footer: Arc::clone(&self.footer), dictionaries: Arc::clone(&self.dictionaries), row_group, leaves, selection, rows }
     }
 
     async fn trace_ids(&self, row_group: usize) -> Result<Vec<TraceId>, BlockError> {
-        let (job, rows) = self.chunks(row_group, vec![at::TRACE_ID]).await?;
-        self.compute(job, move |job| {
-            let mut decoded = job.decode()?;
-            decoded.leaves[at::TRACE_ID].take().ok_or_else(|| "its trace ids are missing".to_owned())?.trace_ids(rows)
-        })
-        .await
+        let (job, _) = self.chunks(row_group, vec![at::TRACE_ID]).await?;
+        self.compute(job, Job::trace_ids).await
     }
 
     /// First id of every row group: from the statistics, or from the ids themselves.
@@ -218,31 +252,45 @@ impl Reader {
         Ok(self.first_ids.get_or_init(|| first_ids))
     }
 
-    /// Fetches and decodes all leaves of one row: of every leaf the page that holds it, or the chunk if there is no offset index.
-    async fn row(&self, row_group: usize, row: usize, rows: usize) -> Result<Rows, BlockError> {
-        let (group, _, limit) = self.group(row_group)?;
-        let resource = dedicated_names(&self.meta.dedicated_columns, "resource").len();
-        let span = dedicated_names(&self.meta.dedicated_columns, "span").len();
-        let leaves = decode::leaves_of(Projection::ALL, resource, span);
+    /// Looks for an id among those of a row group; fetches the offset indexes on the way.
+    async fn locate(&self, row_group: usize, id: TraceId) -> Result<Option<Located>, BlockError> {
+        let (group, rows, limit) = self.group(row_group)?;
+        let names = |scope| dedicated_names(&self.meta.dedicated_columns, scope).len();
+        let leaves = decode::leaves_of(Projection::ALL, names("resource"), names("span"));
         let index =
             |&leaf: &usize| group.column(leaf).offset_index_range().filter(|range| range.start <= range.end && range.end <= self.meta.size);
         let indexes: Vec<Option<Range<u64>>> = leaves.iter().map(index).collect();
-        let wanted: Vec<_> = indexes.iter().flatten().cloned().collect();
+        let ids = chunk_range(group.column(at::TRACE_ID), self.meta.size).map_err(|what| self.corrupt(what))?;
+        let start = ids.start;
+        let wanted: Vec<_> = std::iter::once(ids).chain(indexes.iter().flatten().cloned()).collect();
         let mut fetched = fetch(&self.store, &self.meta, &wanted).await?.into_iter();
+        let ids = Parts(vec![(start, fetched.next().unwrap_or_default())]);
+        let mut located = Vec::with_capacity(leaves.len());
+        for (leaf, index) in leaves.into_iter().zip(indexes) {
+            located.push((leaf, index.and_then(|_| fetched.next())));
+        }
+        let whole = Selection { skip: 0, take: rows, all: rows, limit };
+        let job = self.job(row_group, vec![(at::TRACE_ID, ids, None)], whole);
+        let row = self.compute(job, move |job| job.row_of(id)).await?;
+        Ok(row.map(|row| Located { leaves: located, selection: Selection { skip: row, take: 1, ..whole } }))
+    }
+
+    /// Fetches, for all leaves of one row, the dictionary and the page that holds the row, or the chunk if there is no offset index.
+    async fn pages(&self, row_group: usize, located: Located) -> Result<Job, BlockError> {
+        let (group, ..) = self.group(row_group)?;
+        let Located { leaves, selection } = located;
         let mut plan = Vec::with_capacity(leaves.len());
         let mut ranges = Vec::new();
-        for (&leaf, index) in leaves.iter().zip(&indexes) {
+        for (leaf, index) in leaves {
             let chunk = group.column(leaf);
             let range = chunk_range(chunk, self.meta.size).map_err(|what| self.corrupt(what))?;
-            let pages = match index.as_ref().and_then(|_| fetched.next()) {
-                Some(bytes) => Some(read_pages(&bytes, chunk, &range, rows).map_err(|what| self.corrupt(what))?),
-                None => None,
-            };
+            let pages = index.map(|bytes| read_pages(&bytes, chunk, &range, selection.all)).transpose();
+            let pages = pages.map_err(|what| self.corrupt(what))?;
             let before = ranges.len();
             match &pages {
                 None => ranges.push(range),
                 Some(pages) => {
-                    let page = pages.partition_point(|page| page.first_row_index as usize <= row) - 1;
+                    let page = page_of(pages, selection.skip);
                     let first = pages[0].offset as u64;
                     if first > range.start {
                         ranges.push(range.start..first);
@@ -256,15 +304,27 @@ impl Reader {
         let bytes = fetch(&self.store, &self.meta, &ranges).await?;
         let parts = |parts: Range<usize>| Parts(parts.map(|at| (ranges[at].start, bytes[at].clone())).collect());
         let leaves = plan.into_iter().map(|(leaf, at, pages)| (leaf, parts(at), pages)).collect();
-        let job = self.job(row_group, leaves, Selection { skip: row, take: 1, all: rows, limit });
-        self.compute(job, Job::decode).await
+        Ok(self.job(row_group, leaves, selection))
     }
+}
+
+/// The page that holds a row. There is a first page, and its first row is 0.
+fn page_of(pages: &[PageLocation], row: usize) -> usize {
+    pages.partition_point(|page| page.first_row_index as usize <= row) - 1
+}
+
+/// A row, and the offset indexes of the leaves that it needs, where there are any.
+#[derive(Debug)]
+struct Located {
+    leaves: Vec<(usize, Option<Bytes>)>,
+    selection: Selection,
 }
 
 /// Fetched bytes that wait to be decoded.
 #[derive(Debug)]
 struct Job {
     footer: Arc<ParquetMetaData>,
+    dictionaries: Arc<Dictionaries>,
     row_group: usize,
     leaves: Vec<(usize, Parts, Option<Vec<PageLocation>>)>,
     selection: Selection,
@@ -273,13 +333,41 @@ struct Job {
 
 impl Job {
     fn decode(mut self) -> Result<Rows, Wrong> {
+        let mut decoder = Decoder::new(Arc::clone(&self.dictionaries), self.row_group).map_err(|error| error.to_string())?;
         let group = self.footer.row_group(self.row_group);
         for (position, parts, pages) in self.leaves {
             let chunk = group.column(position);
-            let leaf: Leaf = decode::leaf(&chunk.column_descr_ptr(), chunk, parts, pages, self.selection)?;
-            self.rows.leaves[position] = Some(leaf);
+            let one = match &pages {
+                Some(pages) if self.selection.take == 1 => {
+                    let row = self.selection.skip - pages[page_of(pages, self.selection.skip)].first_row_index as usize;
+                    decoder.leaf(position, chunk, &parts, row, self.selection.limit)?
+                }
+                _ => Decoded::Foreign,
+            };
+            self.rows.leaves[position] = Some(match one {
+                Decoded::Done(leaf) => leaf,
+                Decoded::Foreign => decode::leaf(&chunk.column_descr_ptr(), chunk, parts, pages, self.selection)?,
+            });
         }
         Ok(self.rows)
+    }
+
+    /// The trace ids of the row group; nothing else was fetched.
+    fn trace_ids(self) -> Result<Vec<TraceId>, Wrong> {
+        let Selection { all, limit, .. } = self.selection;
+        if let Some((_, parts, _)) = self.leaves.first() {
+            let chunk = self.footer.row_group(self.row_group).column(at::TRACE_ID);
+            let mut decoder = Decoder::new(Arc::clone(&self.dictionaries), self.row_group).map_err(|error| error.to_string())?;
+            if let Decoded::Done(ids) = decoder.trace_ids(chunk, parts, all, limit)? {
+                return Ok(ids);
+            }
+        }
+        let mut decoded = self.decode()?;
+        decoded.leaves[at::TRACE_ID].take().ok_or_else(|| "its trace ids are missing".to_owned())?.trace_ids(all)
+    }
+
+    fn row_of(self, id: TraceId) -> Result<Option<usize>, Wrong> {
+        self.trace_ids().map(|ids| ids.binary_search(&id).ok())
     }
 }
 

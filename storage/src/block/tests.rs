@@ -336,7 +336,7 @@ fn the_file_obeys_what_tempos_readers_demand() {
     assert_eq!(index, serde_json::json!({ "rowGroups": lasts }));
 }
 
-fn synthetic(requests: &[Bytes]) -> Vec<TraceSegments> {
+pub(super) fn synthetic(requests: &[Bytes]) -> Vec<TraceSegments> {
     let mut walk = Walk::default();
     let mut segments = Vec::new();
     for body in requests {

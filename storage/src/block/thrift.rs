@@ -112,18 +112,46 @@ pub(crate) struct PageSizes {
     pub(crate) values: usize,
 }
 
-/// Reads the header at the start of `bytes`.
+/// What a page found in a chunk is; numbers are those of Parquet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageHeader {
+    pub(crate) sizes: PageSizes,
+    /// 0 is a data page of version 1, 2 a dictionary, 3 a data page of version 2.
+    pub(crate) kind: i64,
+    /// CRC-32 of the stored bytes, if the writer gave one.
+    pub(crate) crc: Option<u32>,
+    /// Encoding of the values.
+    pub(crate) encoding: i64,
+    /// Whether the levels of a data page of version 1 have the encoding RLE.
+    pub(crate) rle_levels: bool,
+}
+
+/// Reads the sizes in the header at the start of `bytes`.
 ///
 /// # Errors
 /// What is wrong with it. All sizes of an accepted header are non-negative, and the page lies inside `bytes`.
 pub(crate) fn page_sizes(bytes: &[u8]) -> Result<PageSizes, &'static str> {
+    page_header(bytes).map(|header| header.sizes)
+}
+
+/// Reads the header at the start of `bytes`.
+///
+/// # Errors
+/// As of [`page_sizes`].
+pub(crate) fn page_header(bytes: &[u8]) -> Result<PageHeader, &'static str> {
     let mut input = Input { bytes, at: 0 };
     let (mut uncompressed, mut compressed, mut values) = (None, None, 0);
+    let (mut page, mut crc, mut encoding, mut levels) = (-1, None, -1, [-1; 2]);
     input.fields(|input, id, kind| match (id, kind) {
+        (1, I32) => input.long().map(|value| page = value),
         (2, I32) => input.long().map(|size| uncompressed = Some(size)),
         (3, I32) => input.long().map(|size| compressed = Some(size)),
+        (4, I32) => input.long().map(|value| crc = Some(value as u32)),
         (5 | 7 | 8, STRUCT) => input.fields(|input, id, kind| match (id, kind) {
             (1, I32) => input.long().map(|count| values = count),
+            (2, I32) => input.long().map(|value| encoding = value),
+            (3, I32) => input.long().map(|value| levels[0] = value),
+            (4, I32) => input.long().map(|value| levels[1] = value),
             _ => input.skip(kind, 16),
         }),
         _ => input.skip(kind, 16),
@@ -134,7 +162,7 @@ pub(crate) fn page_sizes(bytes: &[u8]) -> Result<PageSizes, &'static str> {
     if sizes.compressed > bytes.len() - input.at {
         return Err("page is longer than its chunk");
     }
-    Ok(sizes)
+    Ok(PageHeader { sizes, kind: page, crc, encoding, rle_levels: levels == [i64::from(RLE); 2] })
 }
 
 struct Input<'a> {
@@ -232,7 +260,11 @@ mod tests {
             write_page_header(&page, &mut bytes);
             let header = bytes.len();
             bytes.extend_from_slice(b"12345rest");
-            assert_eq!(page_sizes(&bytes), Ok(PageSizes { header, compressed: 5, uncompressed: 1000, values: 77 }));
+            let sizes = PageSizes { header, compressed: 5, uncompressed: 1000, values: 77 };
+            assert_eq!(page_sizes(&bytes), Ok(sizes));
+            let kind = if dictionary { 2 } else { 0 };
+            let expected = PageHeader { sizes, kind, crc: Some(0xdead_beef), encoding: 8, rle_levels: !dictionary };
+            assert_eq!(page_header(&bytes), Ok(expected));
             for cut in 0..header + 5 {
                 assert!(page_sizes(&bytes[..cut]).is_err());
             }
