@@ -42,6 +42,8 @@ const INGEST_WAIT: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How long recovery may take before the process gives up.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(3600);
+/// What an opened block keeps in memory at most: bloom shards and dictionaries, 1 MiB each.
+const OPEN_BLOCK_BYTES: u64 = 2 << 20;
 /// How long `flush_all_on_shutdown` may take.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(300);
 /// Log kept on disk where the configuration says nothing.
@@ -179,6 +181,7 @@ fn serve_queries(app: &App, store: Store, blocklist: Blocklist, dataflow: &Arc<D
     let config = &app.config;
     let settings = query::Settings {
         concurrent_scans: app.sizes.async_threads,
+        open_blocks: usize::try_from(app.sizes.cache_bytes / OPEN_BLOCK_BYTES)?.clamp(16, query::Settings::default().open_blocks),
         trace_timeout: config.query.trace_by_id_timeout,
         search_timeout: config.query.search_timeout,
         ..query::Settings::default()
