@@ -59,13 +59,17 @@ fn recover_file(dir: &Path, start: Position, next: Option<Position>, recovered: 
     let limit = Position(start.0.saturating_add(content)).min(next.unwrap_or(Position(u64::MAX)));
     let mut scan = Scan::open(&path, start, Seed::of(recovered.id)).map_err(failed("open a file"))?;
     let mut end = start;
+    // End of the last sound record: damage between it and a torn tail is cut with the tail, or the next start would find it at the end.
+    let mut sound = start;
     loop {
         match scan.step(end, limit).map_err(failed("read records"))? {
             Step::Record(record) => {
                 recovered.last_at = recovered.last_at.max(u64::try_from(record.at.as_nanos()).unwrap_or(u64::MAX));
                 end = record.next;
+                sound = end;
             }
             Step::Damage { to } if to >= limit && next.is_none() => {
+                end = sound;
                 recovered.found.torn_bytes += limit.0 - end.0;
                 let file = File::options().write(true).open(&path).map_err(failed("open a file to cut it"))?;
                 file.set_len(end.0 - start.0 + FILE_HEADER_BYTES as u64)

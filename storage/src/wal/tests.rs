@@ -239,6 +239,23 @@ async fn a_torn_tail_that_was_overwritten_with_noise_is_cut() {
     }
 }
 
+/// Found by fuzzing: the first start kept the damaged record and cut the noise, the second cut the record, and the head went back.
+#[tokio::test]
+async fn damage_that_reaches_the_tail_is_cut_at_once() {
+    let dir = TempDir::new().expect("a folder");
+    let positions = prepare(dir.path(), &[100, 0, 90]).await;
+    let copy = damaged_copy(dir.path(), |bytes| {
+        bytes[positions[2].0 as usize + FILE_HEADER_BYTES + 60] ^= 0x10;
+        bytes.push(4);
+    });
+    let (wal, recovery) = open(copy.path());
+    assert_eq!(recovery.torn_bytes, positions[3].0 + 1 - positions[2].0);
+    assert_eq!(*wal.head().borrow(), positions[2]);
+    wal.close().await;
+    let (wal, recovery) = open(copy.path());
+    assert_eq!((*wal.head().borrow(), recovery), (positions[2], Recovery::default()));
+}
+
 #[tokio::test]
 async fn damage_in_the_middle_is_quarantined_and_the_rest_kept() {
     let dir = TempDir::new().expect("a folder");
