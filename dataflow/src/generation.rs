@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use storage::{
     block::{BlockError, Reader},
     id::BlockId,
-    wal::{Position, WalError},
+    wal::WalError,
 };
 use timely::{CommunicationConfig, WorkerConfig};
 use tokio::sync::Semaphore;
@@ -282,9 +282,4 @@ async fn known_spans(components: &Components, block: CommittedBlock) -> Result<V
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "worker panicked".to_owned())
-}
-
-/// Where records before this position are all in blocks or workers; for [`Link`].
-pub(crate) fn applied(shared: &Shared) -> Position {
-    *shared.applied.lock()
 }

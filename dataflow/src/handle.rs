@@ -31,7 +31,7 @@ use storage::{
 use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
-    generation::{self, GenerationError, applied},
+    generation::{self, GenerationError},
     manifest::ManifestStore,
     metrics::Metrics,
     settings::Settings,
@@ -237,7 +237,7 @@ impl Dataflow {
         tenant: &Tenant,
         wanted: impl Fn(&Segment) -> bool + Send + 'static,
     ) -> Result<Vec<Arc<Segment>>, DataflowError> {
-        let from = applied(&connection.shared);
+        let from = connection.shared.applied();
         let head = *self.wal.head().borrow();
         if from >= head {
             return Ok(Vec::new());
@@ -277,7 +277,7 @@ impl Dataflow {
         let head = *self.wal.head().borrow();
         let connection = loop {
             let connection = self.connection().await?;
-            if applied(&connection.shared) >= head {
+            if connection.shared.applied() >= head {
                 break connection;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

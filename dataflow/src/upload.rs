@@ -31,11 +31,7 @@ pub(crate) enum Uploaded {
 /// What a worker needs to upload.
 #[derive(Debug)]
 pub(crate) struct Uploader {
-    store: Store,
-    settings: Arc<block::Settings>,
-    encoders: Arc<Semaphore>,
-    runtime: Handle,
-    metrics: Arc<Metrics>,
+    pool: Pool,
     results: mpsc::Sender<Uploaded>,
     worker: Thread,
     tasks: JoinSet<()>,
@@ -54,15 +50,14 @@ pub(crate) struct Pool {
 impl Uploader {
     /// An uploader whose results go to `results`; `worker` is woken for each.
     pub(crate) fn new(pool: Pool, results: mpsc::Sender<Uploaded>, worker: Thread) -> Self {
-        let Pool { store, settings, encoders, runtime, metrics } = pool;
-        Self { store, settings, encoders, runtime, metrics, results, worker, tasks: JoinSet::new() }
+        Self { pool, results, worker, tasks: JoinSet::new() }
     }
 
     /// Begins a job. Dropping the uploader abandons its jobs: the log still has their spans.
     pub(crate) fn spawn(&mut self, job: Job) {
         while self.tasks.try_join_next().is_some() {}
-        let (store, settings, encoders) = (self.store.clone(), Arc::clone(&self.settings), Arc::clone(&self.encoders));
-        let (metrics, results, worker) = (Arc::clone(&self.metrics), self.results.clone(), self.worker.clone());
+        let Pool { store, settings, encoders, runtime, metrics } = self.pool.clone();
+        let (results, worker) = (self.results.clone(), self.worker.clone());
         let task = async move {
             let block_id = job.block_id;
             let outcome = loop {
@@ -90,7 +85,7 @@ impl Uploader {
                 worker.unpark();
             }
         };
-        self.tasks.spawn_on(task, &self.runtime);
+        self.tasks.spawn_on(task, &runtime);
     }
 }
 

@@ -78,6 +78,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// All records before this are in blocks or with the workers.
+    pub(crate) fn applied(&self) -> Position {
+        *self.applied.lock()
+    }
+
     fn held(&self) -> usize {
         self.held.iter().map(|held| held.load(Ordering::Relaxed)).sum()
     }
@@ -321,7 +326,7 @@ pub(crate) fn run(worker: &mut Worker, mut start: Start) -> Result<(), String> {
                 *start.shared.applied.lock() = applied;
             }
         }
-        if !state.borrow().replayed && *start.shared.applied.lock() >= start.replay_to {
+        if !state.borrow().replayed && start.shared.applied() >= start.replay_to {
             state.borrow_mut().replayed = true;
         }
         relieve(&state, &start.shared);

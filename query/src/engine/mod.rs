@@ -39,7 +39,7 @@ use futures::StreamExt as _;
 use prometheus::Registry;
 use storage::{
     backend::{Blocklist, Store},
-    block::{BlockError, Meta, Projection, Trace},
+    block::{BlockError, Meta, Projection, Trace, chain},
     clock::Clock,
     id::{Tenant, TraceId},
     otlp::WireError,
@@ -224,18 +224,6 @@ impl From<BlockError> for QueryError {
     fn from(error: BlockError) -> Self {
         Self::Block(Box::new(error))
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 /// A range of Unix seconds, both ends included.

@@ -176,7 +176,7 @@ pub fn encode(settings: &Settings, tenant: &Tenant, id: BlockId, traces: &[Trace
 }
 
 /// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
