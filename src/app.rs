@@ -278,12 +278,11 @@ impl App {
 
 fn banner(config: &Config, http: SocketAddr) -> String {
     let receivers = &config.distributor.receivers;
-    let grpc = receivers.otlp_grpc.iter().map(|receiver| format!("  send     http://{}  (OTLP/gRPC)\n", receiver.endpoint));
-    let posts = receivers
-        .otlp_http
-        .iter()
-        .map(|receiver| format!("  send     http://{}{}  (OTLP/HTTP)\n", receiver.endpoint, receiver.traces_path));
-    let sends: String = grpc.chain(posts).collect();
+    let grpc = receivers.otlp_grpc.iter().map(|grpc| format!("  send     http://{}  (OTLP/gRPC)\n", grpc.endpoint));
+    let posts = receivers.otlp_http.iter().map(|(http, path)| format!("  send     http://{}{path}  (OTLP/HTTP)\n", http.endpoint));
+    let jaeger = receivers.jaeger_http.iter().map(|http| format!("  send     http://{}/api/traces  (Jaeger)\n", http.endpoint));
+    let zipkin = receivers.zipkin.iter().map(|(http, _)| format!("  send     http://{}/api/v2/spans  (Zipkin)\n", http.endpoint));
+    let sends: String = grpc.chain(posts).chain(jaeger).chain(zipkin).collect();
     let data = match &config.storage.backend {
         Backend::Local(path) => format!("  data     {} and {}\n", path.display(), config.storage.wal.dir.display()),
         Backend::Unavailable(_) | Backend::Unknown(_) => String::new(),

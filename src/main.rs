@@ -11,6 +11,7 @@ mod load;
 mod logging;
 mod modules;
 mod process;
+mod receivers;
 mod recent;
 mod resources;
 mod services;
@@ -49,12 +50,11 @@ fn main() -> ExitCode {
 }
 
 fn run_tool() -> ExitCode {
-    let Tool::Load(command) = Tool::parse();
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(Into::into)
-        .and_then(|runtime| runtime.block_on(load::run(command)));
+    let tool = async || match Tool::parse() {
+        Tool::Load(command) => load::run(command).await,
+    };
+    let outcome =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Into::into).and_then(|runtime| runtime.block_on(tool()));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

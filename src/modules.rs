@@ -5,6 +5,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use crate::{
+    app::{App, watch_overrides},
+    config::{Backend, Overrides},
+    process,
+    receivers::Receivers,
+    recent::RecentData,
+};
 use anyhow::Context as _;
 use axum::{
     Router,
@@ -20,26 +27,12 @@ use storage::{
     id::Tenant,
     wal::{self, Wal},
 };
-use tokio::net::TcpListener;
-
-use crate::{
-    app::{App, watch_overrides},
-    config::{Backend, Overrides},
-    http, process,
-    recent::RecentData,
-};
 
 /// OTLP bytes of cut traces that make a block, at most: blocks come small and often, which keeps memory low, and compaction makes them
 /// large. A smaller `ingester.max_block_bytes`, or little memory, makes them smaller still.
 const MAX_BATCH_BYTES: u64 = 24 << 20;
 /// Bytes of spans that the dataflow holds, at most, however much memory there is: the log holds more than that for less.
 const MAX_RESIDENT_BYTES: u64 = 256 << 20;
-/// Bytes of requests between socket and log, at most.
-const MAX_INGEST_BYTES: u64 = 256 << 20;
-/// How long a request may wait for its share of those.
-const INGEST_WAIT: Duration = Duration::from_secs(5);
-/// Retry hint of refused requests where the configuration says nothing: without one, OTLP clients drop what was refused.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How long recovery may take before the process gives up.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(3600);
 /// What an opened block keeps in memory at most: bloom shards and dictionaries, 1 MiB each.
@@ -58,7 +51,7 @@ pub(crate) async fn start(app: &mut App) -> anyhow::Result<()> {
         app.spawn("overrides", async move |shutdown| watch_overrides(&overrides, period, shutdown).await);
     }
     // Ports first: if one is taken, nothing should have begun.
-    let receivers = Listeners::bind(app).await?;
+    let receivers = Receivers::bind(app).await?;
     let wal = open_wal(app).await?;
     let (store, blocklist) = open_bucket(app).await?;
     let dataflow = start_dataflow(app, &wal, &store, &blocklist).await?;
@@ -160,15 +153,15 @@ async fn start_dataflow(app: &mut App, wal: &Wal, store: &Store, blocklist: &Blo
 }
 
 fn block_settings(config: &crate::config::Block) -> anyhow::Result<block::Settings> {
-    if config.version != "vParquet4" {
-        tracing::warn!(version = config.version, "this version of Rubato writes vParquet4 blocks only");
-    }
     let columns = config.dedicated_columns.iter().map(|column| block::DedicatedColumn {
         scope: column.scope.clone(),
         name: column.name.clone(),
         kind: column.kind.clone(),
         options: column.options.clone(),
     });
+    if config.version != "vParquet4" {
+        tracing::warn!(version = config.version, "this version of Rubato writes vParquet4 blocks only");
+    }
     Ok(block::Settings {
         bloom_filter_false_positive: config.bloom_filter_false_positive,
         bloom_filter_shard_size_bytes: usize::try_from(config.bloom_filter_shard_bytes)?,
@@ -245,79 +238,9 @@ struct FlushQuery {
     tenant: Option<String>,
 }
 
-/// The sockets of the receivers.
-struct Listeners {
-    grpc: Vec<(TcpListener, usize)>,
-    http: Vec<(TcpListener, usize, String)>,
-}
-
-impl Listeners {
-    async fn bind(app: &App) -> anyhow::Result<Self> {
-        let receivers = &app.config.distributor.receivers;
-        // Listening in the clear where encryption or authentication was asked for would be worse than not listening.
-        if let Some(key) = receivers.unused.iter().find(|key| key.contains(".tls") || key.contains(".auth")) {
-            anyhow::bail!("{key} is not available in this version of Rubato: remove it to listen without");
-        }
-        let mut listeners = Self { grpc: Vec::new(), http: Vec::new() };
-        for grpc in &receivers.otlp_grpc {
-            listeners.grpc.push((http::bind(&grpc.endpoint).await?, grpc.max_message_bytes));
-        }
-        for otlp in &receivers.otlp_http {
-            listeners.http.push((http::bind(&otlp.endpoint).await?, otlp.max_body_bytes, otlp.traces_path.clone()));
-        }
-        Ok(listeners)
-    }
-
-    /// Begins to take spans.
-    fn serve(self, app: &mut App, wal: &Wal) -> anyhow::Result<()> {
-        let config = Arc::clone(&app.config);
-        let written = config.settings.written("distributor.retry_after_on_resource_exhausted").is_some();
-        let retry_after = config.distributor.retry_after.or((!written).then_some(RETRY_AFTER)).unwrap_or_default();
-        let settings = ingest::DistributorSettings {
-            max_attribute_bytes: usize::try_from(config.distributor.max_attribute_bytes)?,
-            retry_after_on_resource_exhausted: retry_after,
-            rate_strategy: match config.settings.text("overrides.defaults.ingestion.rate_strategy") {
-                // One process is the only distributor there is.
-                "global" => ingest::RateStrategy::Global { distributors: 1 },
-                _ => ingest::RateStrategy::Local,
-            },
-            trace_idle_period: config.ingester.trace_idle_period,
-            ..ingest::DistributorSettings::default()
-        };
-        let limits = Arc::new(TenantLimits(Arc::clone(&app.overrides)));
-        let distributor = ingest::Distributor::new(settings, Arc::new(wal.clone()), limits, Arc::clone(&app.clock), &app.registry)?;
-        let bytes = usize::try_from(app.sizes.ingest_bytes.min(MAX_INGEST_BYTES))?;
-        let budget = ingest::Budget::new(bytes, INGEST_WAIT, &app.registry)?;
-        let multitenancy = config.multitenancy;
-        for (number, (listener, max_message_bytes)) in self.grpc.into_iter().enumerate() {
-            let settings = ingest::GrpcSettings { max_message_bytes, multitenancy, ..ingest::GrpcSettings::default() };
-            tracing::info!(address = %listener.local_addr()?, "OTLP/gRPC receiver listens");
-            let (distributor, budget) = (distributor.clone(), budget.clone());
-            app.spawn(&name("otlp-grpc", number), move |mut shutdown| async move {
-                ingest::otlp_grpc(listener, settings, distributor, budget, async move { shutdown.wait().await }).await;
-                Ok(())
-            });
-        }
-        for (number, (listener, max_body_bytes, traces_path)) in self.http.into_iter().enumerate() {
-            let settings = ingest::HttpSettings { max_body_bytes, traces_path, multitenancy, ..ingest::HttpSettings::default() };
-            tracing::info!(address = %listener.local_addr()?, "OTLP/HTTP receiver listens");
-            let (distributor, budget) = (distributor.clone(), budget.clone());
-            app.spawn(&name("otlp-http", number), move |mut shutdown| async move {
-                ingest::otlp_http(listener, settings, distributor, budget, async move { shutdown.wait().await }).await;
-                Ok(())
-            });
-        }
-        Ok(())
-    }
-}
-
-fn name(kind: &str, number: usize) -> String {
-    if number == 0 { kind.to_owned() } else { format!("{kind}-{}", number + 1) }
-}
-
 /// The tenants' limits of the configuration, as the crates ask for them.
 #[derive(Debug)]
-struct TenantLimits(Arc<Overrides>);
+pub(crate) struct TenantLimits(pub(crate) Arc<Overrides>);
 
 impl ingest::Overrides for TenantLimits {
     fn limits(&self, tenant: &Tenant) -> Arc<ingest::Limits> {

@@ -52,6 +52,11 @@ impl Budget {
         Ok(Self { bytes: Arc::new(Semaphore::new(total)), total, max_wait, in_flight, refused })
     }
 
+    /// Size of the whole budget.
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+
     /// An empty reservation, to be grown.
     pub(crate) fn open(&self) -> Reservation {
         Reservation { budget: self.clone(), held: None }

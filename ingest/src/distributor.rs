@@ -288,8 +288,8 @@ impl Distributor {
         self.0.retry_after(&self.0.overrides.limits(tenant))
     }
 
-    pub(crate) fn receiver_metrics(&self, transport: &'static str) -> ReceiverMetrics {
-        ReceiverMetrics::new(&self.0.metrics, transport)
+    pub(crate) fn receiver_metrics(&self, receiver: &'static str, transport: &'static str) -> ReceiverMetrics {
+        ReceiverMetrics::new(&self.0.metrics, receiver, transport)
     }
 }
 

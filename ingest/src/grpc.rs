@@ -1,4 +1,4 @@
-//! OTLP over gRPC: `opentelemetry.proto.collector.trace.v1.TraceService/Export`.
+//! The calls of gRPC that take spans: OTLP's `TraceService/Export` and Jaeger's `CollectorService/PostSpans`.
 //!
 //! One unary call with a message that we don't decode needs little of gRPC, and that little is here: the five bytes before a message, the
 //! names of compressions, the status in trailers. Written by hand because two bounds need it so: the length before the message is known before the
@@ -29,13 +29,37 @@ use crate::{
     budget::{Budget, Reservation},
     compression::Encoding,
     distributor::{Distributor, Pushed, Refusal},
-    metrics::ReceiverMetrics,
+    jaeger,
+    metrics::{JAEGER, OTLP, ReceiverMetrics},
     server::{Drained, ServerSettings, Versions, serve},
     status::{Code, Status, export_response},
     tenant::{self, TenantError},
 };
 
-const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+/// The one call that a receiver answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Export,
+    PostSpans,
+}
+
+impl Call {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Export => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            Self::PostSpans => jaeger::POST_SPANS,
+        }
+    }
+
+    /// The message of a success.
+    fn reply(self, pushed: &Pushed) -> Bytes {
+        match self {
+            Self::Export => export_response(pushed.rejected.as_ref().map(|rejected| (rejected.spans, rejected.message.as_str()))),
+            Self::PostSpans => Bytes::new(),
+        }
+    }
+}
+
 const ACCEPTED_ENCODINGS: &str = "identity,gzip,zstd,snappy";
 const PREFIX: usize = 5;
 
@@ -64,17 +88,34 @@ pub async fn otlp_grpc(
     budget: Budget,
     shutdown: impl Future<Output = ()>,
 ) -> Drained {
-    let server = settings.server.clone();
-    let metrics = distributor.receiver_metrics("grpc");
-    let receiver = Arc::new(Receiver { settings, distributor, budget, metrics });
+    let metrics = distributor.receiver_metrics(OTLP, "grpc");
+    listen(listener, "otlp/grpc", Receiver { call: Call::Export, settings, distributor, budget, metrics }, shutdown).await
+}
+
+/// Serves Jaeger's `CollectorService` on `listener` until `shutdown` completes and requests in flight are answered.
+pub async fn jaeger_grpc(
+    listener: TcpListener,
+    settings: GrpcSettings,
+    distributor: Distributor,
+    budget: Budget,
+    shutdown: impl Future<Output = ()>,
+) -> Drained {
+    let metrics = distributor.receiver_metrics(JAEGER, "grpc");
+    listen(listener, "jaeger/grpc", Receiver { call: Call::PostSpans, settings, distributor, budget, metrics }, shutdown).await
+}
+
+async fn listen(listener: TcpListener, name: &'static str, receiver: Receiver, shutdown: impl Future<Output = ()>) -> Drained {
+    let server = receiver.settings.server.clone();
+    let receiver = Arc::new(receiver);
     let handler = move |request| {
         let receiver = Arc::clone(&receiver);
         async move { receiver.respond(request).await }
     };
-    serve(listener, "otlp/grpc", Versions::Http2, &server, handler, shutdown).await
+    serve(listener, name, Versions::Http2, &server, handler, shutdown).await
 }
 
 struct Receiver {
+    call: Call,
     settings: GrpcSettings,
     distributor: Distributor,
     budget: Budget,
@@ -106,7 +147,7 @@ impl Receiver {
         let mut response = match self.export(request).await {
             Ok(pushed) => {
                 self.metrics.accepted(pushed.spans());
-                let message = export_response(pushed.rejected.as_ref().map(|rejected| (rejected.spans, rejected.message.as_str())));
+                let message = self.call.reply(&pushed);
                 let mut data = BytesMut::with_capacity(PREFIX + message.len());
                 data.extend_from_slice(&[0]);
                 data.extend_from_slice(&(message.len() as u32).to_be_bytes());
@@ -128,7 +169,7 @@ impl Receiver {
 
     async fn export(&self, request: Request<Incoming>) -> Result<Pushed, Refused> {
         let (head, body) = request.into_parts();
-        if head.uri.path() != EXPORT || head.method != http::Method::POST {
+        if head.uri.path() != self.call.path() || head.method != http::Method::POST {
             return Err(Refused::new(Code::Unimplemented, format!("unknown method {}", head.uri.path()), "unknown_method"));
         }
         let encoding = head.headers.get("grpc-encoding").map_or(b"identity".as_slice(), HeaderValue::as_bytes);
@@ -154,6 +195,19 @@ impl Receiver {
             }
             MessageError::Framing(cause) => Refused::new(Code::Internal, format!("grpc: {cause}"), "bad_framing"),
         })?;
+        let message = match self.call {
+            Call::Export => message,
+            Call::PostSpans => {
+                let wanted = message.len().saturating_mul(jaeger::GROWTH).min(self.budget.total());
+                let room = reservation.reach(wanted).await.map_err(BodyError::from);
+                room.map_err(|error| Refused {
+                    status: error.status(self.distributor.retry_after(&tenant)),
+                    spans: 0,
+                    reason: error.reason(),
+                })?;
+                jaeger::from_post_spans(&message).map_err(|error| Refused::new(Code::InvalidArgument, error.to_string(), "malformed"))?
+            }
+        };
         self.distributor.push(&tenant, message).await.map_err(|error| {
             let mut status = error.status();
             if matches!(error.refusal, Refusal::Malformed(_)) {

@@ -16,15 +16,14 @@ use hyper::body::Incoming;
 use tokio::net::TcpListener;
 
 use crate::{
-    body::BodyReader,
     budget::Budget,
-    compression::Encoding,
     distributor::{Distributor, Pushed},
+    intake::{self, Bounds, IntakeError, Received},
     json,
-    metrics::ReceiverMetrics,
+    metrics::{OTLP, ReceiverMetrics},
     server::{Drained, ServerSettings, Versions, serve},
     status::{Code, Status, export_response, export_response_json},
-    tenant::{self, TenantError},
+    tenant::TenantError,
 };
 
 /// How the HTTP receiver is set up.
@@ -55,7 +54,7 @@ pub async fn otlp_http(
     shutdown: impl Future<Output = ()>,
 ) -> Drained {
     let server = settings.server.clone();
-    let metrics = distributor.receiver_metrics("http");
+    let metrics = distributor.receiver_metrics(OTLP, "http");
     let receiver = Arc::new(Receiver { settings, distributor, budget, metrics });
     let handler = move |request| {
         let receiver = Arc::clone(&receiver);
@@ -156,27 +155,19 @@ impl Receiver {
     }
 
     async fn export(&self, request: Request<Incoming>, form: Form) -> Result<Pushed, Refused> {
-        let (head, body) = request.into_parts();
-        let encoding = head.headers.get(header::CONTENT_ENCODING).map_or(b"".as_slice(), HeaderValue::as_bytes);
-        let encoding = std::str::from_utf8(encoding).ok().and_then(Encoding::of_http).ok_or_else(|| {
-            let message = format!("unsupported Content-Encoding: {}", String::from_utf8_lossy(encoding));
-            Refused::new(Status::new(Code::InvalidArgument, message), 0, "unsupported_encoding")
-        })?;
-        let tenant = tenant::extract(&head.headers, self.settings.multitenancy).map_err(|error| {
-            let code = if error == TenantError::Absent { Code::Unavailable } else { Code::InvalidArgument };
-            Refused::new(Status::new(code, error.to_string()), 0, "no_tenant")
-        })?;
-
-        let limit = self.settings.max_body_bytes;
-        let mut reservation = self.budget.open();
-        let refuse = |error: crate::body::BodyError| Refused::new(error.status(self.distributor.retry_after(&tenant)), 0, error.reason());
-        let announced = hyper::body::Body::size_hint(&body).exact();
-        let body =
-            BodyReader::new(body, self.settings.server.body_timeout).whole(announced, limit, &mut reservation).await.map_err(refuse)?;
-        let mut body = encoding.decompress(body, limit, &mut reservation).await.map_err(refuse)?;
+        let bounds = Bounds {
+            max_body_bytes: self.settings.max_body_bytes,
+            body_timeout: self.settings.server.body_timeout,
+            multitenancy: self.settings.multitenancy,
+        };
+        let received = intake::read(request, bounds, &self.budget).await;
+        let Received { tenant, mut body, mut reservation } = received.map_err(|error| self.not_received(&error))?;
         if form == Form::Json {
             // A field takes more room in JSON than on the wire.
-            reservation.reach(2 * body.len()).await.map_err(|error| refuse(error.into()))?;
+            reservation
+                .reach(2 * body.len())
+                .await
+                .map_err(|error| self.not_received(&IntakeError::Body { tenant: tenant.clone(), error: error.into() }))?;
             let transcoded = json::transcode(&body);
             body = transcoded
                 .map(Bytes::from)
@@ -184,6 +175,16 @@ impl Receiver {
             reservation.shrink(body.len());
         }
         self.distributor.push(&tenant, body).await.map_err(|error| Refused::new(error.status(), error.spans, error.reason()))
+    }
+
+    fn not_received(&self, error: &IntakeError) -> Refused {
+        let status = match error {
+            IntakeError::Encoding(_) => Status::new(Code::InvalidArgument, error.to_string()),
+            IntakeError::Tenant(TenantError::Absent) => Status::new(Code::Unavailable, error.to_string()),
+            IntakeError::Tenant(_) => Status::new(Code::InvalidArgument, error.to_string()),
+            IntakeError::Body { tenant, error } => error.status(self.distributor.retry_after(tenant)),
+        };
+        Refused::new(status, 0, error.reason())
     }
 }
 

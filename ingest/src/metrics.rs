@@ -162,19 +162,26 @@ pub(crate) struct ReceiverMetrics {
     accepted_spans: IntCounter,
     refused_spans: IntCounter,
     refused_requests: IntCounterVec,
+    receiver: &'static str,
     transport: &'static str,
 }
 
-const OTLP_RECEIVER: &str = "otlp/otlp_receiver";
+/// Values of the label `receiver`.
+pub(crate) const OTLP: &str = "otlp/otlp_receiver";
+/// See [`OTLP`].
+pub(crate) const JAEGER: &str = "jaeger/jaeger_receiver";
+/// See [`OTLP`].
+pub(crate) const ZIPKIN: &str = "zipkin/zipkin_receiver";
 
 impl ReceiverMetrics {
-    pub(crate) fn new(metrics: &Metrics, transport: &'static str) -> Self {
-        let labels = &[OTLP_RECEIVER, transport];
+    pub(crate) fn new(metrics: &Metrics, receiver: &'static str, transport: &'static str) -> Self {
+        let labels = &[receiver, transport];
         let handle = |vec: &IntCounterVec| -> GenericCounter<_> { vec.with_label_values(labels) };
         Self {
             accepted_spans: handle(&metrics.accepted_spans),
             refused_spans: handle(&metrics.refused_spans),
             refused_requests: metrics.refused_requests.clone(),
+            receiver,
             transport,
         }
     }
@@ -185,6 +192,6 @@ impl ReceiverMetrics {
 
     pub(crate) fn refused(&self, spans: u64, reason: &str) {
         self.refused_spans.inc_by(spans);
-        self.refused_requests.with_label_values(&[OTLP_RECEIVER, self.transport, reason]).inc();
+        self.refused_requests.with_label_values(&[self.receiver, self.transport, reason]).inc();
     }
 }

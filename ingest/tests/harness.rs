@@ -1,4 +1,4 @@
-//! Both receivers on ports of their own, with a log in memory and a clock that stands still.
+//! All receivers on ports of their own, with a log in memory and a clock that stands still.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,8 +7,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use ingest::{
-    Budget, Distributor, DistributorSettings, Drained, GrpcSettings, HttpSettings, Limits, LimitsTable, Log, ServerSettings,
-    SharedOverrides, otlp_grpc, otlp_http,
+    Budget, Distributor, DistributorSettings, Drained, GrpcSettings, HttpSettings, JaegerHttpSettings, JaegerUdpSettings, Limits,
+    LimitsTable, Log, ServerSettings, SharedOverrides, ThriftProtocol, ZipkinSettings, jaeger_grpc, jaeger_thrift_http, jaeger_thrift_udp,
+    otlp_grpc, otlp_http, zipkin,
 };
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse, trace_service_client::TraceServiceClient},
@@ -26,7 +27,7 @@ use storage::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     sync::oneshot,
     task::JoinHandle,
 };
@@ -93,6 +94,11 @@ impl Default for Options {
 pub(crate) struct Server {
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
+    pub(crate) jaeger_grpc: SocketAddr,
+    pub(crate) jaeger_http: SocketAddr,
+    pub(crate) jaeger_compact: SocketAddr,
+    pub(crate) jaeger_binary: SocketAddr,
+    pub(crate) zipkin: SocketAddr,
     pub(crate) log: Arc<MemoryLog>,
     pub(crate) clock: ManualClock,
     pub(crate) overrides: SharedOverrides,
@@ -116,17 +122,56 @@ impl Server {
         )
         .expect("fresh registry");
         let budget = Budget::new(options.budget, Duration::from_millis(300), &registry).expect("fresh registry");
-        let grpc = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let http = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let (grpc_address, http_address) = (grpc.local_addr().expect("bound"), http.local_addr().expect("bound"));
-        let (stop_grpc, grpc_stopped) = oneshot::channel::<()>();
-        let (stop_http, http_stopped) = oneshot::channel::<()>();
-        let settings = GrpcSettings { multitenancy: options.multitenancy, server: options.server.clone(), ..GrpcSettings::default() };
-        let grpc = otlp_grpc(grpc, settings, distributor.clone(), budget.clone(), async { drop(grpc_stopped.await) });
-        let settings = HttpSettings { multitenancy: options.multitenancy, server: options.server, ..HttpSettings::default() };
-        let http = otlp_http(http, settings, distributor, budget, async { drop(http_stopped.await) });
-        let tasks = vec![tokio::spawn(grpc), tokio::spawn(http)];
-        Self { grpc: grpc_address, http: http_address, log, clock, overrides, registry, stop: vec![stop_grpc, stop_http], tasks }
+        let listeners = futures::future::join_all((0..5).map(|_| TcpListener::bind("127.0.0.1:0"))).await;
+        let listeners: Vec<_> = listeners.into_iter().map(|listener| listener.expect("a port")).collect();
+        let tcp: Vec<_> = listeners.iter().map(|listener| listener.local_addr().expect("bound")).collect();
+        let sockets = futures::future::join_all((0..2).map(|_| UdpSocket::bind("127.0.0.1:0"))).await;
+        let sockets: Vec<_> = sockets.into_iter().map(|socket| socket.expect("a port")).collect();
+        let udp: Vec<_> = sockets.iter().map(|socket| socket.local_addr().expect("bound")).collect();
+        let mut stop = Vec::new();
+        let mut stopped = || {
+            let (sender, receiver) = oneshot::channel::<()>();
+            stop.push(sender);
+            async { drop(receiver.await) }
+        };
+        let Options { multitenancy, server, .. } = options;
+        let mut listeners = listeners.into_iter();
+        let mut listener = || listeners.next().expect("five");
+        let both = || (distributor.clone(), budget.clone());
+        let grpc = GrpcSettings { multitenancy, server: server.clone(), ..GrpcSettings::default() };
+        let mut tasks = Vec::new();
+        let (d, b) = both();
+        tasks.push(tokio::spawn(otlp_grpc(listener(), grpc.clone(), d, b, stopped())));
+        let (d, b) = both();
+        let settings = HttpSettings { multitenancy, server: server.clone(), ..HttpSettings::default() };
+        tasks.push(tokio::spawn(otlp_http(listener(), settings, d, b, stopped())));
+        let (d, b) = both();
+        tasks.push(tokio::spawn(jaeger_grpc(listener(), grpc, d, b, stopped())));
+        let (d, b) = both();
+        let settings = JaegerHttpSettings { multitenancy, server: server.clone(), ..JaegerHttpSettings::default() };
+        tasks.push(tokio::spawn(jaeger_thrift_http(listener(), settings, d, b, stopped())));
+        let (d, b) = both();
+        let settings = ZipkinSettings { multitenancy, server, ..ZipkinSettings::default() };
+        tasks.push(tokio::spawn(zipkin(listener(), settings, d, b, Arc::new(clock.clone()), stopped())));
+        for (socket, protocol) in sockets.into_iter().zip([ThriftProtocol::Compact, ThriftProtocol::Binary]) {
+            let settings = JaegerUdpSettings { multitenancy, ..JaegerUdpSettings::new(protocol) };
+            tasks.push(tokio::spawn(jaeger_thrift_udp(socket, settings, distributor.clone(), stopped())));
+        }
+        Self {
+            grpc: tcp[0],
+            http: tcp[1],
+            jaeger_grpc: tcp[2],
+            jaeger_http: tcp[3],
+            zipkin: tcp[4],
+            jaeger_compact: udp[0],
+            jaeger_binary: udp[1],
+            log,
+            clock,
+            overrides,
+            registry,
+            stop,
+            tasks,
+        }
     }
 
     pub(crate) async fn stop(&mut self) -> Vec<Drained> {
@@ -153,7 +198,16 @@ impl Server {
 
     /// Sends an HTTP/1.1 request as it is written here.
     pub(crate) async fn raw(&self, head: &str, body: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(self.http).await.expect("connects");
+        Self::raw_to(self.http, head, body).await
+    }
+
+    /// Posts to another of the receivers.
+    pub(crate) async fn post_to(&self, address: SocketAddr, path: &str, content_type: &str, body: &[u8]) -> Answer {
+        Self::raw_to(address, &format!("POST {path} HTTP/1.1\r\ncontent-type: {content_type}"), body).await
+    }
+
+    async fn raw_to(address: SocketAddr, head: &str, body: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(address).await.expect("connects");
         let request = format!("{head}\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
         stream.write_all(request.as_bytes()).await.expect("head is sent");
         // A server that refuses early may close before it has read everything.
@@ -168,11 +222,16 @@ impl Server {
 
     /// Sends a gRPC message as it is given here: compression flag, contents, headers.
     pub(crate) async fn call(&self, path: &str, headers: &[(&str, &str)], data: Bytes) -> GrpcAnswer {
-        let stream = TcpStream::connect(self.grpc).await.expect("connects");
+        self.call_to(self.grpc, path, headers, data).await
+    }
+
+    /// The same at another of the receivers.
+    pub(crate) async fn call_to(&self, address: SocketAddr, path: &str, headers: &[(&str, &str)], data: Bytes) -> GrpcAnswer {
+        let stream = TcpStream::connect(address).await.expect("connects");
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("handshake");
         tokio::spawn(connection);
-        let mut request = http::Request::post(format!("http://{}{path}", self.grpc)).header("content-type", "application/grpc");
+        let mut request = http::Request::post(format!("http://{address}{path}")).header("content-type", "application/grpc");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

@@ -4,4 +4,6 @@ mod grpc;
 mod harness;
 mod hostile;
 mod http;
+mod jaeger;
 mod limits;
+mod zipkin;

@@ -28,7 +28,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 pub(crate) use document::Problem;
 pub(crate) use limits::Limits;
 pub(crate) use overrides::Overrides;
-pub(crate) use receivers::Receivers;
+pub(crate) use receivers::{Grpc, Http, Receivers, Udp};
 pub(crate) use scalar::Value;
 pub(crate) use settings::Settings;
 pub(crate) use status::{Mode, runtime_config, tenant_json};
@@ -322,10 +322,7 @@ fn embedded() -> Settings {
     ] {
         settings.set(path, Value::Text(value.to_owned()), 0);
     }
-    let endpoint = |port: u16| Value::Map(vec![("endpoint".to_owned(), Value::Text(format!("127.0.0.1:{port}")))]);
-    let protocols = Value::Map(vec![("grpc".to_owned(), endpoint(4317)), ("http".to_owned(), endpoint(4318))]);
-    let otlp = Value::Map(vec![("protocols".to_owned(), protocols)]);
-    settings.set("distributor.receivers", Value::Map(vec![("otlp".to_owned(), otlp)]), 0);
+    settings.set("distributor.receivers", Receivers::embedded_text(), 0);
     settings
 }
 

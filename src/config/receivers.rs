@@ -1,13 +1,15 @@
 //! `distributor.receivers`: which receivers run and where they listen.
 //!
 //! The keys are those of the OpenTelemetry Collector, a map from `type` or `type/name` to the receiver's block. A protocol runs iff its key is
-//! there, even without a value. Every known type is checked strictly; this version runs OTLP only and names the others.
+//! there, even without a value; Zipkin has one protocol and runs iff it is named. Every known type is checked strictly. `kafka` does not run in this
+//! version and is named.
 
 use std::sync::Arc;
 
 use super::{
     check::check,
     document::{Data, Node, Problem},
+    scalar::Value,
     schema::{JAEGER, KAFKA, OTLP, Schema, Status, ZIPKIN},
     settings::Settings,
 };
@@ -17,33 +19,54 @@ const DEFAULT_GRPC_MESSAGE_BYTES: usize = 4 << 20;
 /// The collector's limit of a request body.
 const DEFAULT_HTTP_BODY_BYTES: usize = 20 << 20;
 
-/// An OTLP/gRPC receiver.
+/// A receiver over gRPC.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct OtlpGrpc {
+pub(crate) struct Grpc {
     /// `host:port` to listen on.
     pub(crate) endpoint: String,
     /// Largest accepted message, after decompression.
     pub(crate) max_message_bytes: usize,
 }
 
-/// An OTLP/HTTP receiver.
+/// A receiver over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct OtlpHttp {
+pub(crate) struct Http {
     /// `host:port` to listen on.
     pub(crate) endpoint: String,
     /// Largest accepted body, compressed and decompressed.
     pub(crate) max_body_bytes: usize,
-    /// Where traces are posted.
-    pub(crate) traces_path: String,
+}
+
+/// A receiver of Jaeger's Thrift over UDP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Udp {
+    /// `host:port` to listen on.
+    pub(crate) endpoint: String,
+    /// Datagrams that may wait.
+    pub(crate) queue_size: usize,
+    /// Largest datagram, bytes.
+    pub(crate) max_packet_size: usize,
+    /// Datagrams that are worked on at a time.
+    pub(crate) workers: usize,
 }
 
 /// The receivers of the distributor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Receivers {
     /// OTLP over gRPC.
-    pub(crate) otlp_grpc: Vec<OtlpGrpc>,
-    /// OTLP over HTTP.
-    pub(crate) otlp_http: Vec<OtlpHttp>,
+    pub(crate) otlp_grpc: Vec<Grpc>,
+    /// OTLP over HTTP, and where traces are posted.
+    pub(crate) otlp_http: Vec<(Http, String)>,
+    /// Jaeger over gRPC.
+    pub(crate) jaeger_grpc: Vec<Grpc>,
+    /// Jaeger's Thrift over HTTP.
+    pub(crate) jaeger_http: Vec<Http>,
+    /// Jaeger's Thrift over UDP, compact encoding.
+    pub(crate) jaeger_compact: Vec<Udp>,
+    /// Jaeger's Thrift over UDP, binary encoding.
+    pub(crate) jaeger_binary: Vec<Udp>,
+    /// Zipkin, and whether tags that spell a number or a boolean become one.
+    pub(crate) zipkin: Vec<(Http, bool)>,
     /// Receivers that this version doesn't run, by name.
     pub(crate) unavailable: Vec<String>,
     /// Keys that are written and have no effect.
@@ -54,24 +77,64 @@ impl Receivers {
     /// What runs when nothing is written: Jaeger and OTLP/gRPC on localhost.
     pub(crate) fn fallback() -> Self {
         Self {
-            otlp_grpc: vec![grpc("localhost:4317")],
-            unavailable: vec!["jaeger/grpc".to_owned(), "jaeger/thrift_http".to_owned()],
+            otlp_grpc: vec![Grpc::at("localhost:4317")],
+            jaeger_grpc: vec![Grpc::at("localhost:14250")],
+            jaeger_http: vec![Http::at("localhost:14268")],
             ..Self::default()
         }
     }
 
-    /// What runs without a configuration file: OTLP over both transports, loopback only.
+    /// What runs without a configuration file: everything, loopback only.
     pub(crate) fn embedded() -> Self {
-        Self { otlp_grpc: vec![grpc("127.0.0.1:4317")], otlp_http: vec![http("127.0.0.1:4318")], ..Self::default() }
+        Self {
+            otlp_grpc: vec![Grpc::at("127.0.0.1:4317")],
+            otlp_http: vec![(Http::at("127.0.0.1:4318"), "/v1/traces".to_owned())],
+            jaeger_grpc: vec![Grpc::at("127.0.0.1:14250")],
+            jaeger_http: vec![Http::at("127.0.0.1:14268")],
+            jaeger_compact: vec![Udp::at("127.0.0.1:6831")],
+            jaeger_binary: vec![Udp::at("127.0.0.1:6832")],
+            zipkin: vec![(Http::at("127.0.0.1:9411"), false)],
+            ..Self::default()
+        }
+    }
+
+    /// What [`Receivers::embedded`] looks like in a configuration file.
+    pub(crate) fn embedded_text() -> Value {
+        let map = |entries: Vec<(&str, Value)>| Value::Map(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect());
+        let endpoint = |port: u16| map(vec![("endpoint", Value::Text(format!("127.0.0.1:{port}")))]);
+        let protocols = |entries: Vec<(&str, Value)>| map(vec![("protocols", map(entries))]);
+        map(vec![
+            (
+                "jaeger",
+                protocols(vec![
+                    ("grpc", endpoint(14250)),
+                    ("thrift_http", endpoint(14268)),
+                    ("thrift_compact", endpoint(6831)),
+                    ("thrift_binary", endpoint(6832)),
+                ]),
+            ),
+            ("otlp", protocols(vec![("grpc", endpoint(4317)), ("http", endpoint(4318))])),
+            ("zipkin", endpoint(9411)),
+        ])
     }
 }
 
-fn grpc(endpoint: &str) -> OtlpGrpc {
-    OtlpGrpc { endpoint: endpoint.to_owned(), max_message_bytes: DEFAULT_GRPC_MESSAGE_BYTES }
+impl Grpc {
+    fn at(endpoint: &str) -> Self {
+        Self { endpoint: endpoint.to_owned(), max_message_bytes: DEFAULT_GRPC_MESSAGE_BYTES }
+    }
 }
 
-fn http(endpoint: &str) -> OtlpHttp {
-    OtlpHttp { endpoint: endpoint.to_owned(), max_body_bytes: DEFAULT_HTTP_BODY_BYTES, traces_path: "/v1/traces".to_owned() }
+impl Http {
+    fn at(endpoint: &str) -> Self {
+        Self { endpoint: endpoint.to_owned(), max_body_bytes: DEFAULT_HTTP_BODY_BYTES }
+    }
+}
+
+impl Udp {
+    fn at(endpoint: &str) -> Self {
+        Self { endpoint: endpoint.to_owned(), queue_size: 1000, max_packet_size: 65_000, workers: 10 }
+    }
 }
 
 /// Reads the sub-tree; absent or empty is the fallback.
@@ -116,42 +179,95 @@ pub(crate) fn parse(node: Option<&Node>, problems: &mut Vec<Problem>) -> Receive
         if matches!(kind, "otlp" | "jaeger") && protocols.is_empty() {
             problems.push(Problem::new(entry.line, format!("{name}: must specify at least one protocol")));
         }
-        if kind == "otlp" {
-            otlp(&checked.settings, &protocols, &name, problems, &mut receivers);
-        } else {
+        if kind == "kafka" {
             receivers.unavailable.push(entry.key.clone());
+            continue;
+        }
+        let settings = &checked.settings;
+        let unused = settings.written_leaves().filter(|leaf| leaf.status == Status::Unused && settings.differs(&leaf.path));
+        receivers.unused.extend(unused.map(|leaf| format!("{name}.{}", leaf.path)));
+        let mut written = Written { settings, name: &name, problems };
+        match kind {
+            "otlp" => written.otlp(&protocols, &mut receivers),
+            "jaeger" => written.jaeger(&protocols, &mut receivers),
+            _ => {
+                let http = written.http("", "localhost:9411");
+                receivers.zipkin.push((http, settings.flag("parse_string_tags")));
+            }
         }
     }
     receivers
 }
 
-fn otlp(settings: &Settings, protocols: &[&str], name: &str, problems: &mut Vec<Problem>, receivers: &mut Receivers) {
-    let unused = settings.written_leaves().filter(|leaf| leaf.status == Status::Unused && settings.differs(&leaf.path));
-    receivers.unused.extend(unused.map(|leaf| format!("{name}.{}", leaf.path)));
-    let mut endpoint = |protocol: &str, default: &str| {
-        let path = format!("protocols.{protocol}.endpoint");
-        let text = Some(settings.text(&path)).filter(|text| !text.is_empty()).unwrap_or(default).to_owned();
+/// The block of one receiver.
+struct Written<'a> {
+    settings: &'a Settings,
+    name: &'a str,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Written<'_> {
+    fn otlp(&mut self, protocols: &[&str], receivers: &mut Receivers) {
+        if protocols.contains(&"grpc") {
+            receivers.otlp_grpc.push(self.grpc("protocols.grpc.", "localhost:4317"));
+        }
+        if protocols.contains(&"http") {
+            let path = self.settings.text("protocols.http.traces_url_path").to_owned();
+            receivers.otlp_http.push((self.http("protocols.http.", "localhost:4318"), path));
+        }
+    }
+
+    fn jaeger(&mut self, protocols: &[&str], receivers: &mut Receivers) {
+        if protocols.contains(&"grpc") {
+            receivers.jaeger_grpc.push(self.grpc("protocols.grpc.", "localhost:14250"));
+        }
+        if protocols.contains(&"thrift_http") {
+            receivers.jaeger_http.push(self.http("protocols.thrift_http.", "localhost:14268"));
+        }
+        if protocols.contains(&"thrift_compact") {
+            receivers.jaeger_compact.push(self.udp("protocols.thrift_compact.", "localhost:6831"));
+        }
+        if protocols.contains(&"thrift_binary") {
+            receivers.jaeger_binary.push(self.udp("protocols.thrift_binary.", "localhost:6832"));
+        }
+    }
+
+    fn grpc(&mut self, prefix: &str, default: &str) -> Grpc {
+        let max_message_bytes = self.size(&format!("{prefix}max_recv_msg_size_mib"), 1 << 20, DEFAULT_GRPC_MESSAGE_BYTES);
+        Grpc { endpoint: self.endpoint(prefix, default), max_message_bytes }
+    }
+
+    fn http(&mut self, prefix: &str, default: &str) -> Http {
+        let max_body_bytes = self.size(&format!("{prefix}max_request_body_size"), 1, DEFAULT_HTTP_BODY_BYTES);
+        Http { endpoint: self.endpoint(prefix, default), max_body_bytes }
+    }
+
+    fn udp(&mut self, prefix: &str, default: &str) -> Udp {
+        let defaults = Udp::at(default);
+        Udp {
+            endpoint: self.endpoint(prefix, default),
+            queue_size: self.size(&format!("{prefix}queue_size"), 1, defaults.queue_size),
+            max_packet_size: self.size(&format!("{prefix}max_packet_size"), 1, defaults.max_packet_size),
+            workers: self.size(&format!("{prefix}workers"), 1, defaults.workers),
+        }
+    }
+
+    fn endpoint(&mut self, prefix: &str, default: &str) -> String {
+        let path = format!("{prefix}endpoint");
+        let text = Some(self.settings.text(&path)).filter(|text| !text.is_empty()).unwrap_or(default).to_owned();
         if !is_endpoint(&text) {
-            problems.push(Problem::new(settings.line(&path), format!("{name}.{path}: \"{text}\" is not of the form host:port")));
+            let what = format!("{}.{path}: \"{text}\" is not of the form host:port", self.name);
+            self.problems.push(Problem::new(self.settings.line(&path), what));
         }
         text
-    };
-    let bytes = |path: &str, unit: u64, default: usize| match settings.number(path) {
-        0 => default,
-        written => usize::try_from(written.saturating_mul(unit)).unwrap_or(usize::MAX),
-    };
-    if protocols.contains(&"grpc") {
-        receivers.otlp_grpc.push(OtlpGrpc {
-            endpoint: endpoint("grpc", "localhost:4317"),
-            max_message_bytes: bytes("protocols.grpc.max_recv_msg_size_mib", 1 << 20, DEFAULT_GRPC_MESSAGE_BYTES),
-        });
     }
-    if protocols.contains(&"http") {
-        receivers.otlp_http.push(OtlpHttp {
-            endpoint: endpoint("http", "localhost:4318"),
-            max_body_bytes: bytes("protocols.http.max_request_body_size", 1, DEFAULT_HTTP_BODY_BYTES),
-            traces_path: settings.text("protocols.http.traces_url_path").to_owned(),
-        });
+
+    /// A number of units, or the default where nothing or 0 is written.
+    fn size(&self, path: &str, unit: u64, default: usize) -> usize {
+        match self.settings.number(path) {
+            0 => default,
+            written => usize::try_from(written.saturating_mul(unit)).unwrap_or(usize::MAX),
+        }
     }
 }
 
@@ -195,8 +311,8 @@ mod tests {
         let (receivers, problems) =
             run("otlp:\n  protocols:\n    grpc:\n    http: {endpoint: '0.0.0.0:4318', max_request_body_size: 100}\n");
         assert_eq!(problems, [""; 0]);
-        assert_eq!(receivers.otlp_grpc, [grpc("localhost:4317")]);
-        assert_eq!(receivers.otlp_http, [OtlpHttp { max_body_bytes: 100, ..http("0.0.0.0:4318") }]);
+        assert_eq!(receivers.otlp_grpc, [Grpc::at("localhost:4317")]);
+        assert_eq!(receivers.otlp_http, [(Http { max_body_bytes: 100, ..Http::at("0.0.0.0:4318") }, "/v1/traces".to_owned())]);
     }
 
     #[test]
@@ -206,13 +322,32 @@ mod tests {
     }
 
     #[test]
-    fn other_receivers_are_checked_and_named() {
+    fn jaeger_and_zipkin_run_when_they_are_named() {
         let (receivers, problems) = run(
-            "jaeger:\n  protocols:\n    thrift_http:\nzipkin:\nkafka/a:\n  brokers: [b:9092]\notlp/two:\n  protocols: {grpc: {tls: {cert_file: x}}}\n",
+            "jaeger:\n  protocols:\n    grpc: {endpoint: '0.0.0.0:1', max_recv_msg_size_mib: 2}\n    thrift_http:\n    thrift_compact: {queue_size: 5}\n    thrift_binary:\nzipkin:\n  parse_string_tags: true\nzipkin/b:\n",
         );
         assert_eq!(problems, [""; 0]);
-        assert_eq!(receivers.unavailable, ["jaeger", "zipkin", "kafka/a"]);
-        assert_eq!(receivers.unused, ["distributor.receivers.otlp/two.protocols.grpc.tls.cert_file"]);
+        let expected = Receivers {
+            jaeger_grpc: vec![Grpc { endpoint: "0.0.0.0:1".to_owned(), max_message_bytes: 2 << 20 }],
+            jaeger_http: vec![Http::at("localhost:14268")],
+            jaeger_compact: vec![Udp { queue_size: 5, ..Udp::at("localhost:6831") }],
+            jaeger_binary: vec![Udp::at("localhost:6832")],
+            zipkin: vec![(Http::at("localhost:9411"), true), (Http::at("localhost:9411"), false)],
+            ..Receivers::default()
+        };
+        assert_eq!(receivers, expected);
+    }
+
+    #[test]
+    fn what_does_not_run_is_named() {
+        let (receivers, problems) =
+            run("kafka/a:\n  brokers: [b:9092]\notlp/two:\n  protocols: {grpc: {tls: {cert_file: x}}}\nzipkin: {cors: {max_age: 1}}\n");
+        assert_eq!(problems, [""; 0]);
+        assert_eq!(receivers.unavailable, ["kafka/a"]);
+        assert_eq!(
+            receivers.unused,
+            ["distributor.receivers.otlp/two.protocols.grpc.tls.cert_file", "distributor.receivers.zipkin.cors.max_age"]
+        );
     }
 
     #[test]

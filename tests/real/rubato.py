@@ -46,7 +46,7 @@ class Rubato:
     def __init__(self, binary):
         self.binary = str(pathlib.Path(binary).resolve())
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="rubato-real-"))
-        self.http, self.grpc, self.otlp_grpc, self.otlp_http = free_ports(4)
+        self.http, self.grpc, self.otlp_grpc, self.otlp_http, self.jaeger_http, self.jaeger_compact, self.zipkin = free_ports(7)
         self.process = None
 
     def __enter__(self):
@@ -64,6 +64,14 @@ distributor:
           endpoint: 127.0.0.1:{self.otlp_grpc}
         http:
           endpoint: 127.0.0.1:{self.otlp_http}
+    jaeger:
+      protocols:
+        thrift_http:
+          endpoint: 127.0.0.1:{self.jaeger_http}
+        thrift_compact:
+          endpoint: 127.0.0.1:{self.jaeger_compact}
+    zipkin:
+      endpoint: 127.0.0.1:{self.zipkin}
 ingester:
   trace_idle_period: 1s
   max_block_duration: 5s

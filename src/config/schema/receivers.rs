@@ -71,10 +71,10 @@ pub(crate) const OTLP: &[Row] = &[
 ];
 
 const UDP: &[Row] = &[
-    text("endpoint", ""),
-    int("queue_size", "1000"),
-    int("max_packet_size", "65000"),
-    int("workers", "10"),
+    text("endpoint", "").used(),
+    int("queue_size", "1000").used(),
+    int("max_packet_size", "65000").used(),
+    int("workers", "10").used(),
     int("socket_buffer_size", "0"),
 ];
 
@@ -87,7 +87,7 @@ pub(crate) const JAEGER: &[Row] = &[
 ];
 
 /// `zipkin`.
-pub(crate) const ZIPKIN: &[Row] = &[include("", HTTP), boolean("parse_string_tags", "false"), any("protocols", "")];
+pub(crate) const ZIPKIN: &[Row] = &[include("", HTTP), boolean("parse_string_tags", "false").used(), any("protocols", "").ignored()];
 
 const HEADER: &[Row] = &[text("key", "")];
 
