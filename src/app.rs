@@ -27,7 +27,9 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     config::{Backend, Config, Overrides, SINGLE_BINARY},
     http::{self, Admin},
-    modules, process,
+    modules,
+    own_traces::OwnTraces,
+    process,
     resources::{Resources, Sizes},
     services::{Services, Shutdown, State},
 };
@@ -176,6 +178,11 @@ impl App {
         check_backend(&self.config.storage.backend)?;
         self.services.set("modules", State::Starting);
         self.start_http().await?;
+        let env = |name: &str| std::env::var(name).ok();
+        if let Some((own_traces, sender)) = OwnTraces::from_env(&env, &self.config.target, &self.registry)? {
+            self.admin.trace_by(own_traces);
+            self.spawn("own-traces", |shutdown| sender.run(shutdown));
+        }
         modules::start(self).await.context("failed to init module services")?;
         self.services.set("modules", State::Running);
         Ok(())

@@ -32,7 +32,9 @@ use tower::ServiceExt as _;
 
 use crate::{
     config::{Config, Mode, Overrides, runtime_config, tenant_json},
-    logging, process,
+    logging,
+    own_traces::OwnTraces,
+    process,
     services::{Services, Shutdown, table},
 };
 
@@ -60,6 +62,7 @@ pub(crate) struct Admin {
     checks: OnceLock<Vec<ReadyCheck>>,
     api: OnceLock<(Router, Vec<String>)>,
     request_metrics: Option<RequestMetrics>,
+    own_traces: OnceLock<OwnTraces>,
 }
 
 impl std::fmt::Debug for Admin {
@@ -81,17 +84,26 @@ impl Admin {
         stopping: Shutdown,
     ) -> prometheus::Result<Arc<Self>> {
         let request_metrics = if config.server.instrument { Some(RequestMetrics::new(&registry)?) } else { None };
-        let (checks, api) = (OnceLock::new(), OnceLock::new());
-        Ok(Arc::new(Self { config, overrides, registry, services, stopping, checks, api, request_metrics }))
+        let (checks, api, own_traces) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Ok(Arc::new(Self { config, overrides, registry, services, stopping, checks, api, request_metrics, own_traces }))
     }
 
     /// Puts the query API in, measured. `routes` are its path templates, for `/status/endpoints`. A second call is ignored and returns false.
     pub(crate) fn serve_api(&self, router: Router, routes: Vec<String>) -> bool {
+        let router = match self.own_traces.get() {
+            Some(own_traces) => own_traces.trace(router),
+            None => router,
+        };
         let router = match &self.request_metrics {
             Some(metrics) => router.layer(metrics.clone()),
             None => router,
         };
         self.api.set((router, routes)).is_ok()
+    }
+
+    /// Requests to an API that is put in later are traced. A second call is ignored.
+    pub(crate) fn trace_by(&self, own_traces: OwnTraces) {
+        _ = self.own_traces.set(own_traces);
     }
 
     /// Adds what must hold before `/ready` says so. A second call is ignored and returns false.

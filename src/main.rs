@@ -4,12 +4,14 @@
 //! in this package; the crates know nothing of files, flags or the environment.
 
 mod app;
+mod client;
 mod config;
 mod flags;
 mod http;
 mod load;
 mod logging;
 mod modules;
+mod own_traces;
 mod process;
 mod receivers;
 mod recent;

@@ -38,6 +38,10 @@ impl Receivers {
         if let Some(key) = config.unused.iter().find(|key| key.contains(".tls") || key.contains(".auth")) {
             anyhow::bail!("{key} is not available in this version of Rubato: remove it to listen without");
         }
+        // As would be not listening at all without a word.
+        if let Some(name) = config.unavailable.first() {
+            anyhow::bail!("distributor.receivers.{name} is not available in this version of Rubato");
+        }
         let mut receivers = Self::default();
         for grpc in config.otlp_grpc {
             receivers.otlp_grpc.push((http::bind(&grpc.endpoint).await?, grpc));

@@ -5,7 +5,16 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ingest::{Distributor, DistributorSettings, Limits, LimitsTable, Log, SharedOverrides};
+use ingest::{
+    Distributor, DistributorSettings, Limits, LimitsTable, Log, SharedOverrides,
+    foreign::Foreign,
+    jaeger::{model, thrift_body},
+};
+use opentelemetry_proto::tonic::{
+    common::v1::any_value::Value,
+    trace::v1::{Span, TracesData},
+};
+use prost::Message as _;
 use storage::{
     clock::ManualClock,
     id::Tenant,
@@ -71,9 +80,66 @@ fn push(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// The same spans in other forms: what translating costs beside walking OTLP. Throughput in spans.
+fn translate(criterion: &mut Criterion) {
+    let (requests, _) = synthetic::requests_with(synthetic::Settings::default(), 1000);
+    let request = TracesData::decode(&requests[0][..]).expect("synthetic requests are valid");
+    let mut group = criterion.benchmark_group("translate");
+    group.throughput(Throughput::Elements(spans(&request).count() as u64));
+    let mut walk = Walk::default();
+    group.bench_function("otlp", |bencher| bencher.iter(|| otlp::validate(black_box(&requests[0]), usize::MAX, &mut walk)));
+    let thrift = thrift_body(&jaeger_batch(&request));
+    let json = zipkin_json(&request);
+    for (name, form, body) in [("jaeger thrift", Foreign::JaegerThrift, &thrift), ("zipkin v2 json", Foreign::ZipkinV2Json, &json)] {
+        group.bench_function(name, |bencher| bencher.iter(|| form.to_otlp(black_box(body), Duration::ZERO, false).expect("spans")));
+    }
+    group.finish();
+}
+
+fn spans(request: &TracesData) -> impl Iterator<Item = &Span> {
+    request.resource_spans.iter().flat_map(|resource| &resource.scope_spans).flat_map(|scope| &scope.spans)
+}
+
+fn jaeger_batch(request: &TracesData) -> model::Batch {
+    let tags = |span: &Span| {
+        let attributes = span.attributes.iter();
+        attributes.filter_map(|kv| Some(model::Tag { key: kv.key.clone(), value: kv.value.clone()?.value? })).collect()
+    };
+    let span = |span: &Span| model::Span {
+        trace_id: span.trace_id.as_slice().try_into().expect("16 bytes"),
+        span_id: span.span_id.as_slice().try_into().expect("8 bytes"),
+        parent_id: span.parent_span_id.as_slice().try_into().unwrap_or_default(),
+        name: span.name.clone(),
+        start: span.start_time_unix_nano,
+        duration: span.end_time_unix_nano - span.start_time_unix_nano,
+        tags: tags(span),
+        ..model::Span::default()
+    };
+    let process = model::Process { service: "shop".to_owned(), tags: Vec::new() };
+    model::Batch { process, spans: spans(request).map(span).collect() }
+}
+
+fn zipkin_json(request: &TracesData) -> Vec<u8> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let span = |span: &Span| {
+        let tags = span.attributes.iter().filter_map(|kv| match kv.value.clone()?.value? {
+            Value::StringValue(text) => Some((kv.key.clone(), text.into())),
+            Value::IntValue(number) => Some((kv.key.clone(), number.to_string().into())),
+            _ => None,
+        });
+        serde_json::json!({
+            "traceId": hex(&span.trace_id), "id": hex(&span.span_id), "parentId": hex(&span.parent_span_id), "name": span.name,
+            "kind": "SERVER", "timestamp": span.start_time_unix_nano / 1000,
+            "duration": (span.end_time_unix_nano - span.start_time_unix_nano) / 1000 + 1,
+            "localEndpoint": {"serviceName": "shop"}, "tags": serde_json::Map::from_iter(tags),
+        })
+    };
+    serde_json::to_vec(&spans(request).map(span).collect::<Vec<_>>()).expect("json")
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(3));
-    targets = push
+    targets = push, translate
 }
 criterion_main!(benches);

@@ -16,6 +16,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
@@ -29,6 +30,7 @@ use crate::{
     budget::{Budget, Reservation},
     compression::Encoding,
     distributor::{Distributor, Pushed, Refusal},
+    foreign::Foreign,
     jaeger,
     metrics::{JAEGER, OTLP, ReceiverMetrics},
     server::{Drained, ServerSettings, Versions, serve},
@@ -205,7 +207,9 @@ impl Receiver {
                     spans: 0,
                     reason: error.reason(),
                 })?;
-                jaeger::from_post_spans(&message).map_err(|error| Refused::new(Code::InvalidArgument, error.to_string(), "malformed"))?
+                Foreign::JaegerProtobuf
+                    .to_otlp(&message, Duration::ZERO, false)
+                    .map_err(|error| Refused::new(Code::InvalidArgument, error.to_string(), "malformed"))?
             }
         };
         self.distributor.push(&tenant, message).await.map_err(|error| {

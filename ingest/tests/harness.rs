@@ -196,6 +196,14 @@ impl Server {
         matching.map(|m| m.get_counter().get_value() + m.get_gauge().get_value() + m.get_histogram().get_sample_count() as f64).sum()
     }
 
+    /// Requests refused for a reason, none so far among them.
+    pub(crate) fn refused(&self, reason: &str) -> f64 {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == "rubato_ingest_refused_requests_total");
+        let metrics = family.map(|family| family.get_metric()).unwrap_or_default().iter();
+        metrics.filter(|metric| metric.get_label().iter().any(|pair| pair.value() == reason)).map(|m| m.get_counter().get_value()).sum()
+    }
+
     /// Sends an HTTP/1.1 request as it is written here.
     pub(crate) async fn raw(&self, head: &str, body: &[u8]) -> Answer {
         Self::raw_to(self.http, head, body).await

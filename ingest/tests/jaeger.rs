@@ -206,19 +206,17 @@ async fn http_refusals_are_those_of_the_reference() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_datagram_cannot_be_is_counted() {
     let server = Server::start(Options::default()).await;
-    let reasons = |reason: &str| server.metric("rubato_ingest_refused_requests_total", reason);
     send(server.jaeger_compact, b"nonsense").await;
     send(server.jaeger_compact, &datagram(false, "emitBatch")).await;
     send(server.jaeger_binary, &datagram(false, "emitBatch")[..60]).await;
-    until("three are malformed", || reasons("malformed") == 3.0).await;
     send(server.jaeger_binary, &datagram(false, "emitZipkinBatch")).await;
-    until("one is another call", || reasons("unknown_method") == 1.0).await;
+    until("four are malformed", || server.refused("malformed") == 4.0).await;
     assert_eq!(spans(&server).len(), 0);
     server.assert_alive().await;
 
     let server = Server::start(Options { multitenancy: true, ..Options::default() }).await;
     send(server.jaeger_compact, &datagram(true, "emitBatch")).await;
-    until("a datagram has no tenant", || server.metric("rubato_ingest_refused_requests_total", "no_tenant") == 1.0).await;
+    until("a datagram has no tenant", || server.refused("no_tenant") == 1.0).await;
     assert_eq!(spans(&server).len(), 0);
 }
 

@@ -10,7 +10,6 @@ use std::{
 use anyhow::{Context as _, bail};
 use axum::{body::Body, http};
 use bytes::{Buf as _, BufMut as _, Bytes};
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
 use tonic::{
@@ -19,6 +18,8 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::Channel,
 };
+
+use crate::client::{HttpClient, http_client};
 
 /// How requests travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -306,17 +307,6 @@ impl Decoder for Encoded {
             .map(Some)
             .map_err(|error| Status::internal(format!("the answer is no OTLP message: {error}")))
     }
-}
-
-/// An HTTP client without TLS.
-pub(super) type HttpClient = hyper_util::client::legacy::Client<HttpConnector, Body>;
-
-/// A client that keeps its connections.
-pub(super) fn http_client() -> HttpClient {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(Duration::from_secs(10)));
-    hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector)
 }
 
 /// OTLP over HTTP, protobuf bodies.

@@ -17,10 +17,8 @@ use opentelemetry_proto::tonic::trace::v1::TracesData;
 use prost::Message as _;
 use storage::id::TraceId;
 
-use super::{
-    endpoint::{HttpClient, http_client},
-    ledger::{Ledger, TraceLedger},
-};
+use super::ledger::{Ledger, TraceLedger};
+use crate::client::{HttpClient, http_client};
 
 /// Queries in flight.
 const CONCURRENCY: usize = 8;

@@ -3,7 +3,7 @@
     python jaeger_zipkin.py path/to/rubato
 
 `jaeger-client` sends datagrams as a program beside an agent does; the same spans also go to the collector's HTTP port, in the encoding
-that the client has for it. `py_zipkin` sends every encoding that it has.
+that the client has for it. `py_zipkin` sends every encoding that it has. Last, the server is its own collector.
 """
 
 import base64
@@ -153,16 +153,47 @@ def zipkin(server, encoding, path, content_type):
     assert server.search(f'{{ resource.service.name = "{service}" && status = error }}')[0]["traceID"].zfill(32) == f"{trace_id:032x}"
 
 
+def dropped(server):
+    _, text = server.get("/metrics")
+    lines = [line for line in text.decode().splitlines() if line.startswith("rubato_own_traces_dropped_spans_total{")]
+    return sum(float(line.split()[-1]) for line in lines)
+
+
+def own_traces(server):
+    """A request that is part of a trace: the server's span is a child in it."""
+    trace_id, parent = 0x5EED_0000_0000_0000_0000_0000_0000_0001, "00f067aa0ba902b7"
+    status, _ = server.get("/api/search/tags", headers={"traceparent": f"00-{trace_id:032x}-{parent}-01"})
+    assert status == 200
+    (span, resource, _), = whole_trace(server, trace_id, 1)
+    assert span["name"] == "GET /api/search/tags" and span["kind"] == SERVER, span
+    assert hexadecimal(span["parentSpanId"]) == parent, span
+    assert attributes(span)["http.response.status_code"] == "200", span
+    resource = attributes({"attributes": resource})
+    assert resource["service.name"] == "tempo-all" and resource["site"] == "here", resource
+    # Not sampled, not sent.
+    server.get("/api/echo", headers={"traceparent": f"00-{trace_id + 1:032x}-{parent}-00"})
+    assert dropped(server) == 0
+
+
+def collector_away(binary):
+    with Rubato(binary, JAEGER_ENDPOINT="http://127.0.0.1:{grpc}/api/traces") as server:
+        server.get("/api/echo")
+        eventually("a lost span is counted", lambda: dropped(server) >= 1)
+        assert server.terminate() == 0
+
+
 def main():
     logging.getLogger("jaeger_tracing").setLevel(logging.ERROR)
-    with Rubato(sys.argv[1]) as server:
+    with Rubato(sys.argv[1], JAEGER_ENDPOINT="http://127.0.0.1:{jaeger_http}/api/traces", JAEGER_TAGS="site=here") as server:
         jaeger_over_udp(server)
         jaeger_over_http(server)
         zipkin(server, Encoding.V1_JSON, "/api/v1/spans", "application/json")
         zipkin(server, Encoding.V2_JSON, "/api/v2/spans", "application/json")
         zipkin(server, Encoding.V2_PROTO3, "/api/v2/spans", "application/x-protobuf")
+        own_traces(server)
         assert server.terminate() == 0
-    print("jaeger_zipkin: 5 passed, 0 failed")
+    collector_away(sys.argv[1])
+    print("jaeger_zipkin: 7 passed, 0 failed")
 
 
 main()

@@ -1,4 +1,7 @@
-"""One Rubato process with a folder of its own, for tests with other people's clients."""
+"""One Rubato process with a folder of its own, for tests with other people's clients.
+
+Values of its environment may name its ports: `JAEGER_ENDPOINT="http://127.0.0.1:{jaeger_http}/api/traces"`.
+"""
 
 import json
 import os
@@ -43,10 +46,11 @@ def free_ports(count):
 class Rubato:
     """Use as a context manager; it is stopped and its folder removed at the end."""
 
-    def __init__(self, binary):
+    def __init__(self, binary, **environment):
         self.binary = str(pathlib.Path(binary).resolve())
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="rubato-real-"))
         self.http, self.grpc, self.otlp_grpc, self.otlp_http, self.jaeger_http, self.jaeger_compact, self.zipkin = free_ports(7)
+        self.environment = environment
         self.process = None
 
     def __enter__(self):
@@ -102,6 +106,7 @@ storage:
 
     def start(self):
         environment = {name: value for name, value in os.environ.items() if name != "RUST_LOG"}
+        environment |= {name: value.format(**vars(self)) for name, value in self.environment.items()}
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [self.binary, f"-config.file={self.folder}/config.yaml"],
@@ -124,10 +129,10 @@ storage:
         self.process = None
         return status
 
-    def get(self, path, **parameters):
+    def get(self, path, headers=None, **parameters):
         """Status and body."""
         query = "?" + urllib.parse.urlencode(parameters) if parameters else ""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}{query}", headers={"Accept": "application/json"})
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}{query}", headers={"Accept": "application/json"} | (headers or {}))
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
                 return response.status, response.read()

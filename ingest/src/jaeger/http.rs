@@ -1,6 +1,6 @@
 //! Thrift over HTTP: `POST /api/traces`, what Jaeger's collector takes on 14268.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -8,11 +8,12 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 
-use super::{GROWTH, encoded, thrift::batch_of_body, translate::Form};
+use super::GROWTH;
 use crate::{
     body::BodyError,
     budget::Budget,
     distributor::Distributor,
+    foreign::Foreign,
     intake::{self, Bounds, IntakeError, Received},
     metrics::{JAEGER, ReceiverMetrics},
     server::{Drained, ServerSettings, Versions, serve},
@@ -113,10 +114,11 @@ impl Receiver {
         let Received { tenant, body, mut reservation } = intake::read(request, bounds, &self.budget).await.map_err(|e| not_received(&e))?;
         let wanted = body.len().saturating_mul(GROWTH).min(self.budget.total());
         reservation.reach(wanted).await.map_err(|error| unreadable(&error.into()))?;
-        let batch = batch_of_body(&body)
+        let request = Foreign::JaegerThrift
+            .to_otlp(&body, Duration::ZERO, false)
             .map_err(|error| Refused::new(StatusCode::BAD_REQUEST, format!("Unable to process request body: {error}"), "malformed"))?;
         drop(body);
-        let pushed = self.distributor.push(&tenant, encoded(batch, Form::Thrift)).await.map_err(|error| Refused {
+        let pushed = self.distributor.push(&tenant, request).await.map_err(|error| Refused {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             message: format!("Cannot submit Jaeger batch: {error}"),
             spans: error.spans,

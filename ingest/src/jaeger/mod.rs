@@ -6,35 +6,52 @@
 //!  gRPC PostSpans          jaeger.api_v2.Batch  (see `grpc`) ───┘
 //! ```
 //!
+//! [`thrift_body`] goes the other way, for spans that are sent to a collector.
+//!
 //! A datagram has no answer and no tenant: what cannot be taken is counted, and nothing is taken where tenants are told apart.
 
 mod http;
-mod model;
+pub mod model;
 mod proto;
 mod thrift;
 mod translate;
 mod udp;
+mod write;
 
-use bytes::Bytes;
-use opentelemetry_proto::tonic::trace::v1::TracesData;
-use prost::Message as _;
+use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
 
+use self::translate::{Form, to_otlp};
 pub use self::{
     http::{JaegerHttpSettings, jaeger_thrift_http},
     udp::{JaegerUdpSettings, ThriftProtocol, jaeger_thrift_udp},
+    write::thrift_body,
 };
-use self::{model::Batch, translate::Form};
+use crate::{foreign::Malformed, thrift::Protocol};
 pub(crate) use proto::POST_SPANS;
 
 /// Bytes that a request takes while it is translated, per byte that came in: the least a span can be written with is some 30 bytes, and
 /// decoded and translated it is some 500.
 pub(crate) const GROWTH: usize = 16;
 
-/// Translates an encoded `PostSpansRequest` to an encoded `ExportTraceServiceRequest`.
-pub(crate) fn from_post_spans(message: &[u8]) -> Result<Bytes, proto::Malformed> {
-    Ok(encoded(proto::batch(message)?, Form::Protobuf))
+/// Why a datagram that is well-formed is not taken.
+const UNKNOWN_METHOD: &str = "not a call of emitBatch";
+
+/// A `Batch` in the binary protocol.
+pub(crate) fn of_thrift(body: &[u8]) -> Result<Vec<ResourceSpans>, Malformed> {
+    Ok(to_otlp(thrift::batch_of_body(body).map_err(Malformed::new)?, Form::Thrift))
 }
 
-fn encoded(batch: Batch, form: Form) -> Bytes {
-    TracesData { resource_spans: translate::to_otlp(batch, form) }.encode_to_vec().into()
+/// A call of `emitBatch`.
+pub(crate) fn of_datagram(protocol: ThriftProtocol, datagram: &[u8]) -> Result<Vec<ResourceSpans>, Malformed> {
+    let protocol = match protocol {
+        ThriftProtocol::Compact => Protocol::Compact,
+        ThriftProtocol::Binary => Protocol::Binary,
+    };
+    let batch = thrift::batch_of_datagram(protocol, datagram).map_err(Malformed::new)?;
+    Ok(to_otlp(batch.ok_or_else(|| Malformed::new(UNKNOWN_METHOD))?, Form::Thrift))
+}
+
+/// A `PostSpansRequest`.
+pub(crate) fn of_protobuf(message: &[u8]) -> Result<Vec<ResourceSpans>, Malformed> {
+    Ok(to_otlp(proto::batch(message).map_err(Malformed::new)?, Form::Protobuf))
 }

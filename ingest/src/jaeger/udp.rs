@@ -7,7 +7,7 @@
 //!
 //! The reference drops in silence what it cannot take; here every drop is counted with its reason.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -15,12 +15,11 @@ use storage::id::Tenant;
 use tokio::{net::UdpSocket, sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{encoded, thrift::batch_of_datagram, translate::Form};
 use crate::{
     distributor::Distributor,
+    foreign::Foreign,
     metrics::{JAEGER, ReceiverMetrics},
     server::{Drained, ServerSettings},
-    thrift::Protocol,
 };
 
 /// Thrift's encodings, by the port that one expects them on.
@@ -111,7 +110,7 @@ impl Receiver {
                 // Of a datagram that we once sent, nothing that concerns us; not in a loop that spins.
                 Err(error) => {
                     tracing::debug!(%error, "receiving a datagram failed");
-                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             }
         }
@@ -122,20 +121,19 @@ impl Receiver {
             self.metrics.refused(0, "no_tenant");
             return;
         }
-        let protocol = match self.settings.protocol {
-            ThriftProtocol::Compact => Protocol::Compact,
-            ThriftProtocol::Binary => Protocol::Binary,
+        let form = match self.settings.protocol {
+            ThriftProtocol::Compact => Foreign::JaegerCompactDatagram,
+            ThriftProtocol::Binary => Foreign::JaegerBinaryDatagram,
         };
-        let batch = match batch_of_datagram(protocol, &datagram) {
-            Ok(Some(batch)) => batch,
-            Ok(None) => return self.metrics.refused(0, "unknown_method"),
+        let request = match form.to_otlp(&datagram, Duration::ZERO, false) {
+            Ok(request) => request,
             Err(error) => {
                 tracing::debug!(%error, bytes = datagram.len(), "datagram is no batch of spans");
                 return self.metrics.refused(0, "malformed");
             }
         };
         drop(datagram);
-        match self.distributor.push(&Tenant::single(), encoded(batch, Form::Thrift)).await {
+        match self.distributor.push(&Tenant::single(), request).await {
             Ok(pushed) => self.metrics.accepted(pushed.spans()),
             Err(error) => {
                 tracing::debug!(%error, spans = error.spans, "spans of a datagram were refused");

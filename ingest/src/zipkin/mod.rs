@@ -14,21 +14,20 @@ mod translate;
 mod v1;
 mod v2;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, TracesData};
-use prost::Message as _;
+use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
 use storage::clock::Clock;
 use tokio::net::TcpListener;
 
-use self::model::Malformed;
 use crate::{
     budget::Budget,
     distributor::Distributor,
+    foreign::{Foreign, Malformed},
     intake::{self, Bounds, IntakeError, Received},
     metrics::{ReceiverMetrics, ZIPKIN},
     server::{Drained, ServerSettings, Versions, serve},
@@ -100,6 +99,15 @@ impl Form {
         }
     }
 
+    fn foreign(self) -> Foreign {
+        match self {
+            Self::V1Thrift => Foreign::ZipkinV1Thrift,
+            Self::V1Json => Foreign::ZipkinV1Json,
+            Self::V2Json => Foreign::ZipkinV2Json,
+            Self::V2Proto => Foreign::ZipkinV2Protobuf,
+        }
+    }
+
     fn transport(self) -> &'static str {
         match self {
             Self::V1Thrift => "http_v1_thrift",
@@ -164,14 +172,14 @@ impl Receiver {
             .reach(wanted)
             .await
             .map_err(|error| not_received(&IntakeError::Body { tenant: tenant.clone(), error: error.into() }))?;
-        let resource_spans = self.translate(form, &body).map_err(|error| Refused {
+        let translated = form.foreign().to_otlp(&body, self.clock.now(), self.settings.parse_string_tags);
+        let request = translated.map_err(|error| Refused {
             status: StatusCode::BAD_REQUEST,
             body: error.to_string(),
             spans: 0,
             reason: "malformed",
         })?;
         drop(body);
-        let request = Bytes::from(TracesData { resource_spans }.encode_to_vec());
         let pushed = self.distributor.push(&tenant, request).await.map_err(|error| {
             let permanent = matches!(error.status().code, Code::InvalidArgument);
             let (status, body) = if permanent {
@@ -183,16 +191,26 @@ impl Receiver {
         })?;
         Ok(pushed.spans())
     }
+}
 
-    fn translate(&self, form: Form, body: &[u8]) -> Result<Vec<ResourceSpans>, Malformed> {
-        let parse_tags = self.settings.parse_string_tags;
-        Ok(match form {
-            Form::V1Thrift => v1::to_otlp(v1::from_thrift(body)?, self.clock.now()),
-            Form::V1Json => v1::to_otlp(v1::from_json(body, parse_tags)?, self.clock.now()),
-            Form::V2Json => translate::to_otlp(v2::from_json(body)?, parse_tags),
-            Form::V2Proto => translate::to_otlp(v2::from_proto(body)?, parse_tags),
-        })
-    }
+/// Zipkin v1, JSON.
+pub(crate) fn of_v1_json(body: &[u8], now: Duration, parse_tags: bool) -> Result<Vec<ResourceSpans>, Malformed> {
+    Ok(v1::to_otlp(v1::from_json(body, parse_tags).map_err(Malformed::new)?, now))
+}
+
+/// Zipkin v1, Thrift.
+pub(crate) fn of_v1_thrift(body: &[u8], now: Duration) -> Result<Vec<ResourceSpans>, Malformed> {
+    Ok(v1::to_otlp(v1::from_thrift(body).map_err(Malformed::new)?, now))
+}
+
+/// Zipkin v2, JSON.
+pub(crate) fn of_v2_json(body: &[u8], parse_tags: bool) -> Result<Vec<ResourceSpans>, Malformed> {
+    Ok(translate::to_otlp(v2::from_json(body).map_err(Malformed::new)?, parse_tags))
+}
+
+/// Zipkin v2, protobuf.
+pub(crate) fn of_v2_protobuf(body: &[u8], parse_tags: bool) -> Result<Vec<ResourceSpans>, Malformed> {
+    Ok(translate::to_otlp(v2::from_proto(body).map_err(Malformed::new)?, parse_tags))
 }
 
 fn not_received(error: &IntakeError) -> Refused {
