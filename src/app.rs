@@ -236,6 +236,11 @@ impl App {
         });
     }
 
+    /// Says why a module cannot start yet; `/ready` repeats it.
+    pub(crate) fn waits(&self, name: &str, why: &str) {
+        self.services.wait(name, why);
+    }
+
     /// Adds a module that runs already; `stop` ends it and returns when it has ended.
     pub(crate) fn started<F>(&mut self, name: &str, stop: impl FnOnce() -> F + Send + 'static)
     where

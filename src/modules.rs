@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     app::{App, watch_overrides},
-    config::{Backend, Overrides},
+    config::{Backend, Config, Overrides},
     process,
     receivers::Receivers,
     recent::RecentData,
@@ -22,9 +22,11 @@ use axum::{
 use dataflow::{Components, Dataflow, manifest::ManifestStore};
 use object_store::local::LocalFileSystem;
 use storage::{
-    backend::{Blocklist, Store},
+    backend::Store,
     block,
+    blocklist::{self, Blocklist, Poller},
     id::Tenant,
+    ownership::Sole,
     wal::{self, Wal},
 };
 
@@ -53,7 +55,8 @@ pub(crate) async fn start(app: &mut App) -> anyhow::Result<()> {
     // Ports first: if one is taken, nothing should have begun.
     let receivers = Receivers::bind(app).await?;
     let wal = open_wal(app).await?;
-    let (store, blocklist) = open_bucket(app).await?;
+    let store = open_bucket(app)?;
+    let blocklist = poll_bucket(app, &store).await?;
     let dataflow = start_dataflow(app, &wal, &store, &blocklist).await?;
     serve_queries(app, store, blocklist, &dataflow)?;
     receivers.serve(app, &wal)
@@ -87,11 +90,30 @@ async fn open_wal(app: &mut App) -> anyhow::Result<Wal> {
     Ok(wal)
 }
 
-async fn open_bucket(app: &App) -> anyhow::Result<(Store, Blocklist)> {
-    let Backend::Local(path) = &app.config.storage.backend else { anyhow::bail!("this version keeps blocks on local disk only") };
-    let store = Store::new(Arc::new(local(path)?), "");
-    let blocklist = Blocklist::load(&store).await.with_context(|| format!("list the blocks below {}", path.display()))?;
-    Ok((store, blocklist))
+/// The bucket that the configuration names.
+pub(crate) fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let Backend::Local(path) = &config.storage.backend else { anyhow::bail!("this version keeps blocks on local disk only") };
+    Ok(Store::new(Arc::new(local(path)?), ""))
+}
+
+fn open_bucket(app: &App) -> anyhow::Result<Store> {
+    open_store(&app.config)
+}
+
+/// Lists the blocks, and goes on doing so. Waits for the first list: without it, queries would silently miss blocks.
+async fn poll_bucket(app: &mut App, store: &Store) -> anyhow::Result<Blocklist> {
+    let blocklist = Blocklist::new();
+    let seed = u64::from(app.clock.now().subsec_nanos());
+    let settings = blocklist::Settings { seed, ..app.config.storage.blocklist.clone() };
+    let clock = Arc::clone(&app.clock);
+    // One process of this target is the only one that there is.
+    let poller = Poller::new(store.clone(), blocklist.clone(), settings, Arc::new(Sole), clock, &app.registry)?;
+    poller.first_poll(|why| app.waits("blocklist", why)).await;
+    app.spawn("blocklist", move |mut shutdown| async move {
+        poller.run(shutdown.wait()).await;
+        Ok(())
+    });
+    Ok(blocklist)
 }
 
 /// A folder as a bucket. Written with fsync: the log forgets what a block holds.
@@ -159,10 +181,8 @@ fn block_settings(config: &crate::config::Block) -> anyhow::Result<block::Settin
         kind: column.kind.clone(),
         options: column.options.clone(),
     });
-    if config.version != "vParquet4" {
-        tracing::warn!(version = config.version, "this version of Rubato writes vParquet4 blocks only");
-    }
     Ok(block::Settings {
+        version: config.version.parse()?,
         bloom_filter_false_positive: config.bloom_filter_false_positive,
         bloom_filter_shard_size_bytes: usize::try_from(config.bloom_filter_shard_bytes)?,
         row_group_size_bytes: usize::try_from(config.row_group_bytes)?,

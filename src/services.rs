@@ -55,8 +55,13 @@ impl Services {
         let mut services = self.lock();
         let entry = services.entry(name.to_owned()).or_insert((state, String::new()));
         if entry.0 != State::Failed {
-            entry.0 = state;
+            *entry = (state, String::new());
         }
+    }
+
+    /// Records that a service cannot start yet, and why.
+    pub(crate) fn wait(&self, name: &str, why: &str) {
+        self.lock().insert(name.to_owned(), (State::Starting, why.to_owned()));
     }
 
     /// Records that a service failed.
@@ -67,8 +72,12 @@ impl Services {
     /// What `/ready` says of services that aren't running; nothing when all are.
     pub(crate) fn not_running(&self) -> Option<String> {
         let mut counts: BTreeMap<State, usize> = BTreeMap::new();
-        for (state, _) in self.lock().values() {
+        let mut reasons = String::new();
+        for (name, (state, why)) in self.lock().iter() {
             *counts.entry(*state).or_default() += 1;
+            if *state == State::Starting && !why.is_empty() {
+                _ = writeln!(reasons, "{name}: {why}");
+            }
         }
         if counts.keys().all(|state| *state == State::Running) {
             return None;
@@ -77,6 +86,7 @@ impl Services {
         for (state, count) in counts {
             _ = writeln!(out, "{}: {count}", state.name());
         }
+        out.push_str(&reasons);
         Some(out)
     }
 
@@ -139,6 +149,8 @@ mod tests {
         services.set("wal", State::Starting);
         services.set("dataflow", State::Starting);
         assert_eq!(services.not_running().as_deref(), Some("Some services are not Running:\nStarting: 2\nRunning: 1\n"));
+        services.wait("wal", "no disk yet");
+        assert_eq!(services.not_running().as_deref(), Some("Some services are not Running:\nStarting: 2\nRunning: 1\nwal: no disk yet\n"));
         services.set("wal", State::Running);
         services.set("dataflow", State::Running);
         assert_eq!(services.not_running(), None);

@@ -16,6 +16,8 @@ const RATE: Config = Config {
     trace_idle_period: "10m",
     max_block_duration: "1h",
     distributor: "  retry_after_on_resource_exhausted: 2s",
+    storage: "",
+    bucket: None,
     more: "\
 overrides:
   defaults:

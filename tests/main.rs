@@ -3,6 +3,7 @@
 //! One test binary; a module per behaviour. Nothing is asserted about how long something takes: what happens in the background is
 //! asked for again until a generous deadline.
 
+mod blocklist;
 mod cli;
 mod harness;
 mod hostile;

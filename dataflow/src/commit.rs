@@ -22,7 +22,7 @@ use std::{
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use storage::{backend::Blocklist, backend::Store, id::BlockId, wal::Position, wal::Wal};
+use storage::{backend::Store, blocklist::Blocklist, id::BlockId, wal::Position, wal::Wal};
 use tokio::sync::Notify;
 
 use crate::{

@@ -20,8 +20,9 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 use storage::{
-    backend::{Blocklist, Store},
+    backend::Store,
     block,
+    blocklist::Blocklist,
     clock::Clock,
     id::{Tenant, TraceId},
     otlp::{self, Walk},

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  HTTP ──► api ──► engine ──┬─► Recent (a trait; the dataflow, for this crate unknown)
-//!                     │      └─► storage::backend::Blocklist, storage::block::Reader
+//!                     │      └─► storage::blocklist::Blocklist, storage::block::Reader
 //!                     └─► traceql: parse once, evaluate on each trace
 //! ```
 //!

@@ -35,6 +35,7 @@ pub(crate) use status::{Mode, runtime_config, tenant_json};
 pub(crate) use warnings::Warning;
 
 use schema::Status;
+use storage::blocklist;
 
 /// The targets that run everything in one process.
 pub(crate) const SINGLE_BINARY: &[&str] = &["all", "scalable-single-binary"];
@@ -183,6 +184,8 @@ pub(crate) struct Storage {
     pub(crate) wal: Wal,
     /// The shape of blocks.
     pub(crate) block: Block,
+    /// How the bucket is polled.
+    pub(crate) blocklist: blocklist::Settings,
 }
 
 /// The dataflow.
@@ -414,6 +417,7 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
                 row_group_bytes: s.number("storage.trace.block.parquet_row_group_size_bytes"),
                 dedicated_columns: dedicated_columns(s),
             },
+            blocklist: blocklist(s),
         },
         dataflow: Dataflow {
             workers: Some(count("rubato.dataflow.workers")).filter(|workers| *workers > 0),
@@ -446,6 +450,25 @@ fn wal_sync(s: &Settings) -> Result<storage::wal::Sync, Problem> {
         "interval" => Ok(storage::wal::Sync::Interval(s.duration("rubato.wal.sync_interval"))),
         "never" => Ok(storage::wal::Sync::Never),
         other => Err(Problem::new(s.line(path), format!("{path}: \"{other}\" is not one of always, interval, never"))),
+    }
+}
+
+/// The keys `storage.trace.blocklist_poll*` and `storage.trace.empty_tenant_deletion_*`.
+fn blocklist(s: &Settings) -> blocklist::Settings {
+    let path = |key: &str| format!("storage.trace.{key}");
+    let count = |key: &str| usize::try_from(s.number(&path(key))).unwrap_or(usize::MAX);
+    blocklist::Settings {
+        interval: s.duration(&path("blocklist_poll")),
+        concurrency: count("blocklist_poll_concurrency"),
+        tenant_concurrency: count("blocklist_poll_tenant_concurrency"),
+        fallback: s.flag(&path("blocklist_poll_fallback")),
+        index_builders: count("blocklist_poll_tenant_index_builders"),
+        stale_index: s.duration(&path("blocklist_poll_stale_tenant_index")),
+        jitter: Duration::from_millis(s.number(&path("blocklist_poll_jitter_ms"))),
+        tolerate_consecutive_errors: count("blocklist_poll_tolerate_consecutive_errors"),
+        tolerate_tenant_failures: count("blocklist_poll_tolerate_tenant_failures"),
+        empty_tenant_deletion: s.flag(&path("empty_tenant_deletion_enabled")).then(|| s.duration(&path("empty_tenant_deletion_age"))),
+        ..blocklist::Settings::default()
     }
 }
 

@@ -101,6 +101,34 @@ fn defaults_are_those_of_the_tables() {
 }
 
 #[test]
+fn keys_of_polling_have_their_effect() {
+    let defaults = loaded("").storage.blocklist;
+    let ours = blocklist::Settings::default();
+    assert_eq!(format!("{defaults:?}"), format!("{ours:?}"), "Tempo's defaults are ours");
+    let written = loaded(
+        "storage: {trace: {blocklist_poll: 30s, blocklist_poll_concurrency: 7, blocklist_poll_tenant_concurrency: 3, \
+         blocklist_poll_fallback: false, blocklist_poll_tenant_index_builders: 1, blocklist_poll_stale_tenant_index: 10m, \
+         blocklist_poll_jitter_ms: 250, blocklist_poll_tolerate_consecutive_errors: 4, blocklist_poll_tolerate_tenant_failures: 5, \
+         empty_tenant_deletion_enabled: true, empty_tenant_deletion_age: 2h}}",
+    );
+    let expected = blocklist::Settings {
+        interval: Duration::from_secs(30),
+        concurrency: 7,
+        tenant_concurrency: 3,
+        fallback: false,
+        index_builders: 1,
+        stale_index: Duration::from_secs(600),
+        jitter: Duration::from_millis(250),
+        tolerate_consecutive_errors: 4,
+        tolerate_tenant_failures: 5,
+        empty_tenant_deletion: Some(Duration::from_secs(7200)),
+        ..ours
+    };
+    assert_eq!(format!("{:?}", written.storage.blocklist), format!("{expected:?}"));
+    assert!(!written.unused_keys().iter().any(|key| key.starts_with("storage")), "{:?}", written.unused_keys());
+}
+
+#[test]
 fn the_printed_defaults_are_a_file_that_means_the_defaults() {
     let defaults = loaded("");
     let again = loaded(&defaults.to_yaml(Mode::Defaults));

@@ -14,9 +14,12 @@
 
 pub mod backend;
 pub mod block;
+pub mod blocklist;
+pub mod cache;
 pub mod clock;
 pub mod id;
 pub mod otlp;
+pub mod ownership;
 pub mod segment;
 pub mod synthetic;
 pub mod wal;

@@ -20,14 +20,26 @@ pub(crate) struct Config {
     pub(crate) max_block_duration: &'static str,
     /// Lines below `distributor:`, indented by two spaces.
     pub(crate) distributor: &'static str,
+    /// Lines below `storage.trace:`, indented by four spaces.
+    pub(crate) storage: &'static str,
     /// Lines at top level.
     pub(crate) more: &'static str,
+    /// The folder of the blocks, if it is not one of its own.
+    pub(crate) bucket: Option<PathBuf>,
 }
 
 impl Default for Config {
     /// Cuts traces and blocks after some hundred milliseconds.
     fn default() -> Self {
-        Self { multitenancy: false, trace_idle_period: "300ms", max_block_duration: "1s", distributor: "", more: "" }
+        Self {
+            multitenancy: false,
+            trace_idle_period: "300ms",
+            max_block_duration: "1s",
+            distributor: "",
+            storage: "",
+            more: "",
+            bucket: None,
+        }
     }
 }
 
@@ -121,7 +133,7 @@ impl Server {
     }
 
     fn write_config(&self) -> PathBuf {
-        let Config { multitenancy, trace_idle_period, max_block_duration, distributor, more } = &self.config;
+        let Config { multitenancy, trace_idle_period, max_block_duration, distributor, storage, more, bucket: _ } = &self.config;
         let Ports { http, grpc, otlp_grpc, otlp_http } = self.ports;
         let text = format!(
             "\
@@ -151,6 +163,7 @@ storage:
       path: {}
     wal:
       path: {}
+{storage}
 {more}
 ",
             self.blocks_path().display(),
@@ -189,7 +202,7 @@ storage:
     }
 
     pub(crate) fn blocks_path(&self) -> PathBuf {
-        self.dir.path().join("blocks")
+        self.config.bucket.clone().unwrap_or_else(|| self.dir.path().join("blocks"))
     }
 
     fn log_path(&self) -> PathBuf {

@@ -21,8 +21,9 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use storage::{
-    backend::{Blocklist, Store},
+    backend::Store,
     block::{self, Projection, Reader},
+    blocklist::Blocklist,
     clock::{Clock, SystemClock},
     id::{Tenant, TraceId},
     wal::{self, Wal},

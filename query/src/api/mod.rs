@@ -28,7 +28,7 @@ use axum::{
     routing::{any, get},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use opentelemetry_proto::tonic::trace::v1::TracesData;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, TracesData};
 use prost::Message;
 use regex::Regex;
 use serde::Serialize;
@@ -254,6 +254,11 @@ impl Api {
         let request = ValuesRequest { tag, filter, range, max_values, max_stale: asked.params.lenient("maxStaleValues") };
         self.count(&asked.tenants, Op::Metadata, |tags| tags.inspected_bytes, self.engine.tag_values(&asked.tenants, request)).await
     }
+}
+
+/// A whole trace as `/api/v2/traces/{traceID}` answers in JSON.
+pub fn trace_json(resource_spans: Vec<ResourceSpans>) -> Vec<u8> {
+    proto::TraceByIdResponse { trace: Some(TracesData { resource_spans }), ..proto::TraceByIdResponse::default() }.to_json()
 }
 
 async fn trace_v1(State(api): State<Arc<Api>>, Path(id): Path<String>, uri: Uri, headers: HeaderMap) -> Result<Response, ApiError> {

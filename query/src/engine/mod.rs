@@ -9,7 +9,8 @@
 //!
 //! **No gap and no double.** Data moves from recent to blocks, and a block is listed before its traces leave recent. So whoever asks recent
 //! first and takes the list of blocks afterwards sees everything at least once; what is seen twice is dropped on (span id, kind). Both rules
-//! hold for every query here, and nothing here keeps a list of blocks across them.
+//! hold for every query here, and nothing here keeps a list of blocks across them. A block whose bytes are deleted while a query reads it
+//! has left the list before, and what took its place is on it: such a query begins again.
 //!
 //! **Bounds.** Point reads share one semaphore. Scans, which decode whole row groups, share a much smaller one, run on blocking threads, and
 //! hold one row group each. Answers are bounded by their own limits (size of a trace, number of traces, bytes of tag values). Every query has a deadline;
@@ -38,8 +39,9 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use prometheus::Registry;
 use storage::{
-    backend::{Blocklist, Store},
+    backend::Store,
     block::{BlockError, Meta, Projection, Trace, chain},
+    blocklist::Blocklist,
     clock::Clock,
     id::{Tenant, TraceId},
     otlp::WireError,
@@ -304,9 +306,37 @@ impl Engine {
         &self.clock
     }
 
+    /// Does `work` within a time. When a block turns out to be deleted that is not on the list any more, `work` is done again from its
+    /// beginning, on the list as it is now: leaving the block out could miss what went from there to a block that is new.
+    async fn on_one_list<T, F>(&self, timeout: Duration, work: impl Fn() -> F) -> Result<T, QueryError>
+    where
+        F: Future<Output = Result<T, QueryError>>,
+    {
+        let until_it_holds = async {
+            loop {
+                match work().await {
+                    Err(QueryError::Block(error)) if self.was_deleted(&error) => {
+                        tracing::info!(error = chain(error.as_ref()), "block was deleted while it was read, the query begins again");
+                    }
+                    outcome => return outcome,
+                }
+            }
+        };
+        within(timeout, until_it_holds).await
+    }
+
+    /// Whether a block could not be read because it was deleted, as it should be.
+    fn was_deleted(&self, error: &BlockError) -> bool {
+        match error {
+            BlockError::Store { block, tenant, source } => source.is_not_found() && self.blocklist.is_gone(tenant, *block),
+            _ => false,
+        }
+    }
+
     /// The blocks of the tenants that may hold something of the range, newest first: by end descending, then by id, so that the order does
     /// not depend on when a block was added. Take it only after recent data was asked for.
     fn blocks(&self, tenants: &[Tenant], range: Option<TimeRange>) -> Vec<Arc<Meta>> {
+        self.open_blocks.close_unlisted(&self.blocklist);
         let mut blocks: Vec<_> = tenants
             .iter()
             .flat_map(|tenant| self.blocklist.blocks(tenant).iter().cloned().collect::<Vec<_>>())

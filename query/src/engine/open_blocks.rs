@@ -1,15 +1,19 @@
 //! Opened blocks: footers are read once and kept while they are in use, within bounds.
 //!
 //! Opening a block means fetching and parsing its footer, which every query would repeat. This cache keeps the most recently used readers,
-//! bounded in number and in bytes of footer; two queries that want the same block at the same time open it once. A reader that falls out
-//! lives on in the queries that hold it.
+//! bounded in number and in bytes of footer; two queries that want the same block at the same time open it once. A block that leaves the
+//! list leaves the cache. A reader that falls out lives on in the queries that hold it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use storage::{
     backend::Store,
     block::{BlockError, Meta, Reader},
+    blocklist::Blocklist,
     id::{BlockId, Tenant},
 };
 use tokio::sync::OnceCell;
@@ -29,6 +33,8 @@ struct Entries {
     slots: HashMap<(Tenant, BlockId), Entry>,
     bytes: u64,
     uses: u64,
+    /// [`Blocklist::departures`] when this was last compared with the list.
+    departures: u64,
 }
 
 #[derive(Debug)]
@@ -51,9 +57,31 @@ impl OpenBlocks {
         opened.map(Arc::clone)
     }
 
+    /// Forgets blocks that are not on the list, if any have left it since this was asked last.
+    pub(super) fn close_unlisted(&self, list: &Blocklist) {
+        let mut entries = self.entries.lock();
+        let departures = list.departures();
+        if entries.departures == departures {
+            return;
+        }
+        entries.departures = departures;
+        let Entries { slots, bytes, .. } = &mut *entries;
+        let tenants: HashSet<Tenant> = slots.keys().map(|(tenant, _)| tenant.clone()).collect();
+        for tenant in tenants {
+            let listed: HashSet<BlockId> = list.blocks(&tenant).iter().map(|meta| meta.block_id).collect();
+            slots.retain(|(owner, block), entry| {
+                let stays = *owner != tenant || listed.contains(block);
+                if !stays {
+                    *bytes -= entry.bytes;
+                }
+                stays
+            });
+        }
+    }
+
     fn slot(&self, meta: &Meta) -> Slot {
         let mut entries = self.entries.lock();
-        let Entries { slots, bytes, uses } = &mut *entries;
+        let Entries { slots, bytes, uses, .. } = &mut *entries;
         *uses += 1;
         let key = (meta.tenant_id.clone(), meta.block_id);
         if let Some(entry) = slots.get_mut(&key) {
@@ -77,4 +105,43 @@ impl OpenBlocks {
 /// What an opened block costs: its footer, and a little for the structures around it.
 fn footer_bytes(meta: &Meta) -> u64 {
     u64::from(meta.footer_size) + 4096
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::block::Settings;
+
+    use super::*;
+
+    fn meta(number: u128) -> Meta {
+        let json = format!(
+            r#"{{"format":"{}","blockID":"{}","tenantID":"a","footerSize":10}}"#,
+            Settings::default().version,
+            BlockId::from_u128(number)
+        );
+        Meta::from_json(json.as_bytes()).expect("meta")
+    }
+
+    #[test]
+    fn blocks_that_leave_the_list_leave_the_cache() {
+        let (list, open) = (Blocklist::new(), OpenBlocks::new(10, 1 << 20));
+        let tenant = Tenant::new("a").expect("tenant");
+        let held = |open: &OpenBlocks| {
+            let entries = open.entries.lock();
+            (entries.slots.len(), entries.bytes)
+        };
+        for number in 0..3 {
+            list.add(meta(number));
+            open.slot(&meta(number));
+        }
+        open.close_unlisted(&list);
+        assert_eq!(held(&open), (3, 3 * 4106));
+        list.replace(&tenant, &[BlockId::from_u128(0), BlockId::from_u128(1)], vec![meta(9)], 1);
+        assert_eq!(held(&open), (3, 3 * 4106));
+        open.close_unlisted(&list);
+        assert_eq!(held(&open), (1, 4106));
+        list.remove(&tenant, &[BlockId::from_u128(2)]);
+        open.close_unlisted(&list);
+        assert_eq!(held(&open), (0, 0));
+    }
 }

@@ -35,7 +35,7 @@ use storage::{
     id::{Tenant, TraceId},
 };
 
-use super::{Engine, Flow, LegacyTags, Query, QueryError, TimeRange, TraceRequest, Visitor, blocking, combine, end_ns, start_ns, within};
+use super::{Engine, Flow, LegacyTags, Query, QueryError, TimeRange, TraceRequest, Visitor, blocking, combine, end_ns, start_ns};
 use crate::{
     duration, proto,
     traceql::{self, EvaluateOptions, Spanset, TraceMatch, TraceView, Value},
@@ -84,7 +84,7 @@ impl Engine {
     /// Some part of the data cannot be read in time, or the query fails on some trace.
     pub async fn search(&self, tenants: &[Tenant], request: SearchRequest) -> Result<proto::SearchResponse, QueryError> {
         let query = self.query();
-        within(self.settings.search_timeout, self.run_search(tenants, request, &query)).await
+        self.on_one_list(self.settings.search_timeout, || self.run_search(tenants, request.clone(), &query)).await
     }
 
     async fn run_search(&self, tenants: &[Tenant], request: SearchRequest, query: &Query) -> Result<proto::SearchResponse, QueryError> {

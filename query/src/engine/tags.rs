@@ -20,7 +20,7 @@ use storage::{
     id::Tenant,
 };
 
-use super::{Engine, Flow, QueryError, TimeRange, Visitor, within};
+use super::{Engine, Flow, QueryError, TimeRange, Visitor};
 use crate::traceql::{Filter, TraceView};
 
 /// Where attributes live.
@@ -300,8 +300,8 @@ impl Engine {
 
     async fn gather(&self, tenants: &[Tenant], request: Gather) -> Result<Tags, QueryError> {
         let query = self.query();
-        let work = async {
-            let filter = request.filter.map(Arc::new);
+        let filter = request.filter.map(Arc::new);
+        let work = || async {
             let gatherer = || Gatherer {
                 wanted: Arc::clone(&request.wanted),
                 filter: filter.clone(),
@@ -326,7 +326,7 @@ impl Engine {
             }
             Ok(Tags { groups: all.groups, inspected_bytes })
         };
-        within(self.settings.search_timeout, work).await
+        self.on_one_list(self.settings.search_timeout, work).await
     }
 }
 

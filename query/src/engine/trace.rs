@@ -13,7 +13,7 @@ use storage::{
 use super::{
     Engine, Query, QueryError, TimeRange,
     combine::{self, Combiner},
-    decode, within,
+    decode,
 };
 
 /// A question for one trace.
@@ -46,7 +46,7 @@ impl Engine {
     pub async fn trace(&self, tenants: &[Tenant], request: TraceRequest) -> Result<FoundTrace, QueryError> {
         let max_bytes = self.max_bytes_per_trace(tenants);
         let query = self.query();
-        let found = within(self.settings.trace_timeout, self.whole_trace(tenants, request, max_bytes, &query)).await?;
+        let found = self.on_one_list(self.settings.trace_timeout, || self.whole_trace(tenants, request, max_bytes, &query)).await?;
         let mut resource_spans = found.trace.resource_spans;
         combine::separate_shared_ids(&mut resource_spans);
         combine::complete(&mut resource_spans);

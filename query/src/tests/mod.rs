@@ -1,6 +1,7 @@
 //! The whole query side against an in-memory bucket and recent data that tests put there.
 
 mod border;
+mod deleted;
 mod errors;
 mod search;
 mod tags;
@@ -28,8 +29,9 @@ use parking_lot::Mutex;
 use prometheus::Registry;
 use prost::Message as _;
 use storage::{
-    backend::{Blocklist, Store},
+    backend::Store,
     block::{self, Meta, TraceSegments},
+    blocklist::Blocklist,
     clock::ManualClock,
     id::{BlockId, Tenant, TraceId},
     otlp::{self, Walk},

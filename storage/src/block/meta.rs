@@ -6,11 +6,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::format::Format;
 use crate::id::{BlockId, Tenant};
 
 /// How blocks are written.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Version of the block format.
+    pub version: Format,
     /// False-positive rate of the bloom filters.
     pub bloom_filter_false_positive: f64,
     /// Bytes of one bloom shard.
@@ -31,6 +34,7 @@ impl Default for Settings {
             options: Vec::new(),
         };
         Self {
+            version: Format::V4,
             bloom_filter_false_positive: 0.01,
             bloom_filter_shard_size_bytes: 102_400,
             row_group_size_bytes: 100_000_000,
@@ -131,6 +135,10 @@ pub struct Meta {
     /// 0: written by one of several replicas; 1: the only copy.
     #[serde(rename = "replicationFactor", default, skip_serializing_if = "is_zero_u32")]
     pub replication_factor: u32,
+    /// Rubato's own: the blocks that were merged into this one. While it is live, they are not, whatever their folders say. Tempo passes
+    /// over keys that it does not know.
+    #[serde(rename = "compactedFrom", default, skip_serializing_if = "Vec::is_empty")]
+    pub compacted_from: Vec<BlockId>,
 }
 
 impl Meta {
@@ -167,20 +175,20 @@ fn is_zero_u32(value: &u32) -> bool {
 }
 
 /// Unix seconds as RFC 3339 text in UTC.
-mod rfc3339 {
+pub(crate) mod rfc3339 {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
-    pub(super) fn serialize<S: Serializer>(seconds: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(seconds: &i64, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&format(*seconds))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
         let text = String::deserialize(deserializer)?;
         parse(&text).ok_or_else(|| D::Error::custom(format_args!("time \"{text}\" is not RFC 3339")))
     }
 
     /// Days are counted from 1 March of year 0, so that the leap day is the last one of its year.
-    pub(super) fn format(seconds: i64) -> String {
+    pub(crate) fn format(seconds: i64) -> String {
         let days = seconds.div_euclid(86_400) + 719_468;
         let second = seconds.rem_euclid(86_400);
         let era = days.div_euclid(146_097);
@@ -194,7 +202,7 @@ mod rfc3339 {
         format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
     }
 
-    pub(super) fn parse(text: &str) -> Option<i64> {
+    pub(crate) fn parse(text: &str) -> Option<i64> {
         let number = |range: std::ops::Range<usize>| text.get(range).filter(|t| t.bytes().all(|b| b.is_ascii_digit()))?.parse::<i64>().ok();
         let mark = |at: usize, expected: &[u8]| text.as_bytes().get(at).is_some_and(|b| expected.contains(b));
         let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);

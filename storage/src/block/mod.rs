@@ -31,9 +31,11 @@ mod decoding;
 mod encode;
 mod encoding;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
+mod format;
 mod interner;
 mod json;
+mod leaf;
 mod meta;
 mod nested;
 mod reader;
@@ -51,11 +53,12 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
 
-pub(crate) use self::reader::DATA;
 pub use self::{
+    format::{Format, UnknownFormat},
     meta::{DedicatedColumn, Meta, Settings},
     reader::Reader,
 };
+pub(crate) use self::{meta::rfc3339, reader::DATA};
 use crate::{
     backend::StoreError,
     id::{BlockId, Tenant, TraceId},
@@ -170,9 +173,15 @@ pub fn encode(settings: &Settings, tenant: &Tenant, id: BlockId, traces: &[Trace
         footer_size: encoding.file.footer as u32,
         dedicated_columns,
         replication_factor: 1,
+        compacted_from: Vec::new(),
     };
     let index = serde_json::json!({ "rowGroups": row_groups }).to_string().into();
     Ok(Encoded { meta, data: encoding.file.bytes.into(), blooms, index })
+}
+
+/// Unix seconds as RFC 3339 text in UTC, as it stands in `meta.json`.
+pub fn time_text(seconds: i64) -> String {
+    rfc3339::format(seconds)
 }
 
 /// An error and its causes in one line.

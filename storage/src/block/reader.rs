@@ -30,8 +30,9 @@ use parquet::file::{
 
 use super::{
     BlockError, FORMAT, Meta, Projection, Trace, bloom,
-    decode::{self, Parts, Rows, Selection, Wrong, at, chunk_range},
+    decode::{self, Rows, at},
     encode::dedicated_names,
+    leaf::{self, Parts, Selection, Wrong, chunk_range},
     row::{Decoded, Decoder, Dictionaries},
     schema,
 };
@@ -346,7 +347,7 @@ impl Job {
             };
             self.rows.leaves[position] = Some(match one {
                 Decoded::Done(leaf) => leaf,
-                Decoded::Foreign => decode::leaf(&chunk.column_descr_ptr(), chunk, parts, pages, self.selection)?,
+                Decoded::Foreign => leaf::leaf(&chunk.column_descr_ptr(), chunk, parts, pages, self.selection)?,
             });
         }
         Ok(self.rows)

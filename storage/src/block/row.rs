@@ -13,7 +13,7 @@
 //!
 //! Decompressing dictionaries, which serve a whole row group, takes longer than all the rest; [`Dictionaries`] keeps some of them.
 //!
-//! The bytes are untrusted. Pages are [measured](decode::measure) before they are decompressed, checksums are compared, and levels and
+//! The bytes are untrusted. Pages are [measured](leaf::measure) before they are decompressed, checksums are compared, and levels and
 //! values must be where the headers say.
 
 use std::{collections::HashMap, io, ops::Range, sync::Arc};
@@ -26,9 +26,9 @@ use parquet::{
 };
 
 use super::{
-    decode::{self, Leaf, Parts, Values, Wrong},
     decoding::{Hybrid, delta, plain_strings},
     encoding::width_of,
+    leaf::{self, Leaf, Parts, Values, Wrong},
     thrift::{self, PageHeader},
 };
 use crate::id::TraceId;
@@ -152,7 +152,7 @@ impl Decoder {
         row: usize,
         limit: usize,
     ) -> Result<Decoded<Leaf>, Wrong> {
-        decode::measure(parts, limit)?;
+        leaf::measure(parts, limit)?;
         let descriptor = chunk.column_descr();
         let (dictionary, page) = match parts.0.as_slice() {
             [(_, page)] => (None, page),
@@ -230,7 +230,7 @@ impl Decoder {
         rows: usize,
         limit: usize,
     ) -> Result<Decoded<Vec<TraceId>>, Wrong> {
-        decode::measure(parts, limit)?;
+        leaf::measure(parts, limit)?;
         let [(_, bytes)] = parts.0.as_slice() else { return Ok(Decoded::Foreign) };
         let mut rest = bytes.clone();
         let mut ids = Vec::with_capacity(rows);
@@ -241,7 +241,7 @@ impl Decoder {
             }
             let Some(body) = self.body(chunk, &rest, &header)? else { return Ok(Decoded::Foreign) };
             let values = header.sizes.values;
-            ids.extend(delta_strings(&body, 0..values, values)?.map(decode::trace_id));
+            ids.extend(delta_strings(&body, 0..values, values)?.map(leaf::trace_id));
             rest = rest.slice(header.sizes.header + header.sizes.compressed..);
         }
         if ids.len() != rows {

@@ -24,7 +24,8 @@ use prost::Message as _;
 
 use super::*;
 use crate::{
-    backend::{Blocklist, Store},
+    backend::Store,
+    blocklist::Blocklist,
     id::SpanKey,
     otlp::{Slice, Walk, index},
     segment::SpanRef,

@@ -1,4 +1,4 @@
-//! The bucket: `<prefix>/<tenant>/<block>/<object>` over any `object_store`, and the list of the blocks in it.
+//! The bucket: `<prefix>/<tenant>/<block>/<object>` over any `object_store`, and what a block's life is there.
 //!
 //! ```text
 //!  put       data.parquet, bloom-0 …, index          nobody sees the block yet
@@ -9,20 +9,26 @@
 //! A folder without `meta.json` is no block, which is what makes a crash between any two writes harmless. Reads of many ranges are
 //! joined when they lie close together and run [`CONCURRENCY`] at a time; so do listings of tenants and reads of metas.
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use object_store::{ObjectStore, ObjectStoreExt as _, path::Path};
-use parking_lot::RwLock;
+use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, path::Path};
 
 use crate::{
     block::{Encoded, Meta},
+    cache::{Cache, Role},
     id::{BlockId, Tenant},
 };
 
+pub mod counting;
+mod tenant;
+mod upload;
+
+pub use self::{tenant::Version, upload::Upload};
+
 /// Requests of one operation that are under way at the same time.
-const CONCURRENCY: usize = 16;
+pub(crate) const CONCURRENCY: usize = 16;
 
 /// Ranges with less than this between them are fetched together.
 const JOIN_GAP: u64 = 64 << 10;
@@ -49,6 +55,13 @@ pub struct StoreError {
     pub source: object_store::Error,
 }
 
+impl StoreError {
+    /// Whether the object is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.source, object_store::Error::NotFound { .. })
+    }
+}
+
 fn refused(action: &'static str, path: &Path) -> impl FnOnce(object_store::Error) -> StoreError {
     let path = path.to_string();
     move |source| StoreError { action, path, source }
@@ -59,12 +72,64 @@ fn refused(action: &'static str, path: &Path) -> impl FnOnce(object_store::Error
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
+    cache: Option<Cache>,
+}
+
+/// What lies below a tenant, from one listing of all object names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Blocks with a `meta.json`.
+    pub live: Vec<BlockId>,
+    /// Blocks with a `meta.compacted.json`, which may be live too, and when it was written: seconds since the Unix epoch.
+    pub compacted: Vec<(BlockId, i64)>,
+    /// Folders of blocks with neither, and when their youngest object was written: seconds since the Unix epoch.
+    pub unfinished: Vec<(BlockId, i64)>,
+    /// Live blocks with a `nocompact.flg`.
+    pub no_compact: Vec<BlockId>,
+    /// Objects seen.
+    pub objects: u64,
 }
 
 impl Store {
     /// Blocks below `prefix` (empty: the root) of a bucket.
     pub fn new(objects: Arc<dyn ObjectStore>, prefix: &str) -> Self {
-        Self { objects, prefix: Path::from(prefix) }
+        Self { objects, prefix: Path::from(prefix), cache: None }
+    }
+
+    /// The same bucket, read through a cache.
+    #[must_use]
+    pub fn with_cache(self, cache: Cache) -> Self {
+        Self { cache: Some(cache), ..self }
+    }
+
+    /// A whole object of a block, from the cache if the role is cached.
+    ///
+    /// # Errors
+    /// The bucket refused it.
+    pub async fn read(&self, role: Role, tenant: &Tenant, block: BlockId, name: &str) -> Result<Bytes, StoreError> {
+        let Some(cache) = &self.cache else { return self.get(tenant, block, name).await };
+        let key = format!("{tenant}:{block}:{name}");
+        if let Some(known) = cache.get(role, std::slice::from_ref(&key)).await.into_iter().flatten().next() {
+            return Ok(known);
+        }
+        let bytes = self.get(tenant, block, name).await?;
+        cache.put(role, key, bytes.clone());
+        Ok(bytes)
+    }
+
+    /// Ranges of an object of a block as [`Store::get_ranges`] has them, each from the cache if its role is cached.
+    ///
+    /// # Errors
+    /// The bucket refused one.
+    pub async fn read_ranges(
+        &self,
+        tenant: &Tenant,
+        block: BlockId,
+        name: &str,
+        ranges: &[(Role, Range<u64>)],
+    ) -> Result<Vec<Bytes>, StoreError> {
+        let plain: Vec<_> = ranges.iter().map(|(_, range)| range.clone()).collect();
+        self.get_ranges(tenant, block, name, &plain).await
     }
 
     fn tenant_path(&self, tenant: &Tenant) -> Path {
@@ -158,9 +223,24 @@ impl Store {
         Ok(metas)
     }
 
-    /// The description of a block, if it has a readable one that belongs to it.
-    async fn meta(&self, tenant: &Tenant, block: BlockId) -> Result<Option<Meta>, StoreError> {
-        let path = self.object_path(tenant, block, "meta.json");
+    /// The description of a live block, if it has a readable one that belongs to it.
+    ///
+    /// # Errors
+    /// The bucket refused it.
+    pub async fn meta(&self, tenant: &Tenant, block: BlockId) -> Result<Option<Meta>, StoreError> {
+        self.read_meta(tenant, block, "meta.json").await
+    }
+
+    /// The description of a compacted block, as [`Store::meta`].
+    ///
+    /// # Errors
+    /// The bucket refused it.
+    pub async fn compacted_meta(&self, tenant: &Tenant, block: BlockId) -> Result<Option<Meta>, StoreError> {
+        self.read_meta(tenant, block, "meta.compacted.json").await
+    }
+
+    async fn read_meta(&self, tenant: &Tenant, block: BlockId, name: &str) -> Result<Option<Meta>, StoreError> {
+        let path = self.object_path(tenant, block, name);
         let object = match self.objects.get(&path).await {
             Ok(object) => object,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
@@ -186,6 +266,145 @@ impl Store {
                 Ok(None)
             }
         }
+    }
+
+    /// What lies below a tenant, by listing the names of all its objects: one request per thousand objects on S3, and none per block.
+    ///
+    /// # Errors
+    /// The bucket refused the listing.
+    pub async fn listing(&self, tenant: &Tenant) -> Result<Listing, StoreError> {
+        #[derive(Default)]
+        struct Folder {
+            live: bool,
+            compacted: Option<i64>,
+            no_compact: bool,
+            youngest: i64,
+        }
+        let path = self.tenant_path(tenant);
+        let mut objects = self.objects.list(Some(&path));
+        let mut folders: BTreeMap<BlockId, Folder> = BTreeMap::new();
+        let mut listing = Listing::default();
+        while let Some(object) = objects.try_next().await.map_err(refused("list", &path))? {
+            listing.objects += 1;
+            let Some(mut parts) = object.location.prefix_match(&path) else { continue };
+            let (Some(folder), Some(name)) = (parts.next(), parts.next()) else { continue };
+            let Some(id) = BlockId::parse_str(folder.as_ref()).ok().filter(|id| id.to_string() == folder.as_ref()) else { continue };
+            let folder = folders.entry(id).or_default();
+            let modified = object.last_modified.timestamp();
+            folder.youngest = folder.youngest.max(modified);
+            match name.as_ref() {
+                "meta.json" => folder.live = true,
+                "meta.compacted.json" => folder.compacted = Some(modified),
+                "nocompact.flg" => folder.no_compact = true,
+                _ => {}
+            }
+        }
+        for (id, folder) in folders {
+            if folder.live {
+                listing.live.push(id);
+                listing.no_compact.extend(folder.no_compact.then_some(id));
+            }
+            listing.compacted.extend(folder.compacted.map(|at| (id, at)));
+            if !folder.live && folder.compacted.is_none() {
+                listing.unfinished.push((id, folder.youngest));
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Whether an object of a block is there.
+    ///
+    /// # Errors
+    /// The bucket did not say.
+    pub async fn exists(&self, tenant: &Tenant, block: BlockId, name: &str) -> Result<bool, StoreError> {
+        let path = self.object_path(tenant, block, name);
+        match self.objects.head(&path).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(refused("head", &path)(error)),
+        }
+    }
+
+    /// Turns a live block into a compacted one: its `meta.json` becomes `meta.compacted.json`. Repeating it changes nothing, and a block
+    /// that is gone stays gone.
+    ///
+    /// # Errors
+    /// The bucket refused it; the block is then live or both, which counts as live.
+    pub async fn mark_compacted(&self, tenant: &Tenant, block: BlockId) -> Result<(), StoreError> {
+        let (live, compacted) = (self.object_path(tenant, block, "meta.json"), self.object_path(tenant, block, "meta.compacted.json"));
+        match self.objects.copy(&live, &compacted).await {
+            Ok(()) => self.delete_object(&live).await,
+            Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(refused("copy", &live)(error)),
+        }
+    }
+
+    /// Begins an object of a block that is written piece by piece and exists once it is finished.
+    pub fn upload(&self, tenant: &Tenant, block: BlockId, name: &str) -> Upload {
+        Upload::new(Arc::clone(&self.objects), self.object_path(tenant, block, name))
+    }
+
+    /// Writes a small object of a block unless it is there, and says whether it did.
+    ///
+    /// # Errors
+    /// The bucket refused it.
+    pub async fn create(&self, tenant: &Tenant, block: BlockId, name: &str, bytes: Bytes) -> Result<bool, StoreError> {
+        let path = self.object_path(tenant, block, name);
+        match self.objects.put_opts(&path, bytes.into(), PutMode::Create.into()).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(error) => Err(refused("create", &path)(error)),
+        }
+    }
+
+    /// Writes an object of a block.
+    ///
+    /// # Errors
+    /// The bucket refused it.
+    pub async fn put_named(&self, tenant: &Tenant, block: BlockId, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let path = self.object_path(tenant, block, name);
+        self.objects.put(&path, bytes.into()).await.map(drop).map_err(refused("put", &path))
+    }
+
+    /// Deletes an object of a block. Deleting what is gone is no error.
+    ///
+    /// # Errors
+    /// The bucket refused it.
+    pub async fn delete_named(&self, tenant: &Tenant, block: BlockId, name: &str) -> Result<(), StoreError> {
+        self.delete_object(&self.object_path(tenant, block, name)).await
+    }
+
+    /// An object of the tenant itself, such as `index.pb.zst`, if it is there, and when it was written: seconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// The bucket refused it.
+    pub async fn get_of_tenant(&self, tenant: &Tenant, name: &str) -> Result<Option<(Bytes, i64)>, StoreError> {
+        let path = self.tenant_path(tenant).join(name);
+        match self.objects.get(&path).await {
+            Ok(object) => {
+                let modified = object.meta.last_modified.timestamp();
+                object.bytes().await.map(|bytes| Some((bytes, modified))).map_err(refused("get", &path))
+            }
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(refused("get", &path)(error)),
+        }
+    }
+
+    /// Writes an object of the tenant itself.
+    ///
+    /// # Errors
+    /// The bucket refused it.
+    pub async fn put_of_tenant(&self, tenant: &Tenant, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let path = self.tenant_path(tenant).join(name);
+        self.objects.put(&path, bytes.into()).await.map(drop).map_err(refused("put", &path))
+    }
+
+    /// Deletes an object of the tenant itself. Deleting what is gone is no error.
+    ///
+    /// # Errors
+    /// The bucket refused it.
+    pub async fn delete_of_tenant(&self, tenant: &Tenant, name: &str) -> Result<(), StoreError> {
+        self.delete_object(&self.tenant_path(tenant).join(name)).await
     }
 
     /// A whole object of a block.
@@ -262,62 +481,14 @@ fn join(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
 }
 
 /// Newest first.
-fn sort<T>(metas: &mut [T], meta: impl Fn(&T) -> &Meta) {
+pub(crate) fn sort<T>(metas: &mut [T], meta: impl Fn(&T) -> &Meta) {
     metas.sort_by_key(|each| std::cmp::Reverse((meta(each).end_time, meta(each).block_id)));
-}
-
-/// Blocks of one tenant, newest first; replaced as a whole when one is added.
-type Blocks = Arc<Vec<Arc<Meta>>>;
-
-/// The live blocks of every tenant, as queries see them. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct Blocklist {
-    tenants: Arc<RwLock<HashMap<Tenant, Blocks>>>,
-}
-
-impl Blocklist {
-    /// Lists the bucket.
-    ///
-    /// # Errors
-    /// The bucket refused a listing.
-    pub async fn load(store: &Store) -> Result<Self, StoreError> {
-        let tenants = store.tenants().await?;
-        let listings = tenants.into_iter().map(|tenant| async move { store.blocks(&tenant).await.map(|blocks| (tenant, blocks)) });
-        let mut listings = stream::iter(listings.collect::<Vec<_>>()).buffer_unordered(CONCURRENCY);
-        let mut found = HashMap::new();
-        while let Some(listing) = listings.next().await {
-            let (tenant, blocks) = listing?;
-            if !blocks.is_empty() {
-                found.insert(tenant, Arc::new(blocks.into_iter().map(Arc::new).collect()));
-            }
-        }
-        Ok(Self { tenants: Arc::new(RwLock::new(found)) })
-    }
-
-    /// Adds a block; does nothing if it is there already.
-    pub fn add(&self, meta: Meta) {
-        let mut tenants = self.tenants.write();
-        let blocks = Arc::make_mut(tenants.entry(meta.tenant_id.clone()).or_default());
-        if blocks.iter().all(|known| known.block_id != meta.block_id) {
-            blocks.push(Arc::new(meta));
-            sort(blocks, |meta| meta);
-        }
-    }
-
-    /// The tenant's blocks, newest first.
-    pub fn blocks(&self, tenant: &Tenant) -> Arc<Vec<Arc<Meta>>> {
-        self.tenants.read().get(tenant).cloned().unwrap_or_default()
-    }
-
-    /// The tenants that have blocks.
-    pub fn tenants(&self) -> Vec<Tenant> {
-        self.tenants.read().keys().cloned().collect()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocklist::Blocklist;
     use object_store::memory::InMemory;
     use proptest::prelude::*;
 
@@ -337,6 +508,7 @@ mod tests {
             footer_size: 1,
             dedicated_columns: Vec::new(),
             replication_factor: 1,
+            compacted_from: Vec::new(),
         }
     }
 
