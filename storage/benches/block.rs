@@ -1,6 +1,7 @@
-//! Encoding, finding and scanning of vParquet4 blocks of synthetic traces, per span and per byte of OTLP.
+//! Encoding blocks of all versions, and finding and scanning vParquet4 blocks, of synthetic traces, per span and per byte of OTLP.
 //!
-//! Run with `cargo bench -p rubato-storage --bench block`. Before measuring it prints what a span costs on disk, by leaf.
+//! Run with `cargo bench -p rubato-storage --bench block`. Before measuring it prints what a span costs on disk in every version, beside
+//! its OTLP bytes, and by leaf in vParquet4.
 
 use std::{collections::BTreeMap, hint::black_box, sync::Arc};
 
@@ -10,7 +11,7 @@ use object_store::memory::InMemory;
 use parquet::file::{reader::FileReader as _, serialized_reader::SerializedFileReader};
 use storage::{
     backend::Store,
-    block::{Encoded, Projection, Reader, Settings, TraceSegments, encode},
+    block::{Encoded, Format, Projection, Reader, Settings, TraceSegments, encode},
     id::{BlockId, Tenant, TraceId},
     otlp::{Walk, index},
     segment::Segment,
@@ -44,11 +45,15 @@ fn describe(encoded: &Encoded, spans: u64, bytes: u64) {
     }
     let per_span = |bytes: f64| bytes / spans as f64;
     eprintln!(
-        "{spans} spans: {:.1} bytes of OTLP, {:.1} stored (data.parquet), {:.2} of them footer, per span",
+        "{}: {spans} spans: {:.1} bytes of OTLP, {:.2} stored (data.parquet), {:.2} of them footer, per span",
+        encoded.meta.format,
         per_span(bytes as f64),
         per_span(encoded.data.len() as f64),
         per_span(encoded.meta.footer_size.into())
     );
+    if encoded.meta.format != Format::V4.name() {
+        return;
+    }
     let mut leaves: Vec<_> = leaves.into_iter().collect();
     leaves.sort_by_key(|(_, (stored, _))| -stored);
     for (leaf, (stored, raw)) in leaves.iter().take(24) {
@@ -63,12 +68,20 @@ fn block(criterion: &mut Criterion) {
     let spans: u64 = traces.iter().flat_map(|trace| &trace.segments).map(|segment| segment.spans.len() as u64).sum();
     let (settings, tenant, id) = (Settings::default(), Tenant::single(), BlockId::nil());
     let encoded = encode(&settings, &tenant, id, &traces).expect("encode");
-    describe(&encoded, spans, bytes);
+    let versions = Format::ALL.map(|version| Settings { version, ..settings.clone() });
+    for settings in &versions {
+        describe(&encode(settings, &tenant, id, &traces).expect("encode"), spans, bytes);
+    }
 
     let mut group = criterion.benchmark_group("block");
     group.sample_size(20);
+    // Spans a second, and bytes of OTLP a second.
     group.throughput(Throughput::ElementsAndBytes { elements: spans, bytes });
-    group.bench_function("encode", |bencher| bencher.iter(|| encode(&settings, &tenant, id, black_box(&traces)).expect("encode")));
+    for settings in &versions {
+        group.bench_function(format!("encode/{}", settings.version), |bencher| {
+            bencher.iter(|| encode(settings, &tenant, id, black_box(&traces)).expect("encode"));
+        });
+    }
 
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
     let store = Store::new(Arc::new(InMemory::new()), "");

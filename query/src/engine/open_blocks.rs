@@ -2,7 +2,8 @@
 //!
 //! Opening a block means fetching and parsing its footer, which every query would repeat. This cache keeps the most recently used readers,
 //! bounded in number and in bytes of footer; two queries that want the same block at the same time open it once. A block that leaves the
-//! list leaves the cache. A reader that falls out lives on in the queries that hold it.
+//! list leaves the cache. A reader that falls out lives on in the queries that hold it. A block whose bloom filters say that it lacks a
+//! trace is not opened for it: only the filters that were read are kept.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,13 +13,18 @@ use std::{
 use parking_lot::Mutex;
 use storage::{
     backend::Store,
-    block::{BlockError, Meta, Reader},
+    block::{BlockError, Filters, Meta, Reader},
     blocklist::Blocklist,
-    id::{BlockId, Tenant},
+    id::{BlockId, Tenant, TraceId},
 };
 use tokio::sync::OnceCell;
 
-type Slot = Arc<OnceCell<Arc<Reader>>>;
+/// A block: its filters, and its reader once it is opened.
+#[derive(Debug)]
+struct Slot {
+    filters: Arc<Filters>,
+    reader: OnceCell<Arc<Reader>>,
+}
 
 /// The opened blocks of all tenants.
 #[derive(Debug)]
@@ -39,7 +45,7 @@ struct Entries {
 
 #[derive(Debug)]
 struct Entry {
-    slot: Slot,
+    slot: Arc<Slot>,
     bytes: u64,
     last_use: u64,
 }
@@ -53,8 +59,14 @@ impl OpenBlocks {
     /// The reader of a block, opened if it is not.
     pub(super) async fn open(&self, store: &Store, meta: &Arc<Meta>) -> Result<Arc<Reader>, BlockError> {
         let slot = self.slot(meta);
-        let opened = slot.get_or_try_init(|| async { Reader::open(store, Arc::clone(meta)).await.map(Arc::new) }).await;
-        opened.map(Arc::clone)
+        let open = || async { Reader::open_with(store, Arc::clone(meta), Arc::clone(&slot.filters)).await.map(Arc::new) };
+        slot.reader.get_or_try_init(open).await.map(Arc::clone)
+    }
+
+    /// Whether a block may hold a trace; it is not opened for that.
+    pub(super) async fn may_hold(&self, store: &Store, meta: &Arc<Meta>, id: TraceId) -> Result<bool, BlockError> {
+        let slot = self.slot(meta);
+        slot.filters.may_hold(store, id).await
     }
 
     /// Forgets blocks that are not on the list, if any have left it since this was asked last.
@@ -79,7 +91,7 @@ impl OpenBlocks {
         }
     }
 
-    fn slot(&self, meta: &Meta) -> Slot {
+    fn slot(&self, meta: &Arc<Meta>) -> Arc<Slot> {
         let mut entries = self.entries.lock();
         let Entries { slots, bytes, uses, .. } = &mut *entries;
         *uses += 1;
@@ -95,7 +107,7 @@ impl OpenBlocks {
                 *bytes -= entry.bytes;
             }
         }
-        let slot = Slot::default();
+        let slot = Arc::new(Slot { filters: Arc::new(Filters::new(Arc::clone(meta))), reader: OnceCell::new() });
         *bytes += size;
         slots.insert(key, Entry { slot: Arc::clone(&slot), bytes: size, last_use: *uses });
         slot
@@ -132,7 +144,7 @@ mod tests {
         };
         for number in 0..3 {
             list.add(meta(number));
-            open.slot(&meta(number));
+            open.slot(&Arc::new(meta(number)));
         }
         open.close_unlisted(&list);
         assert_eq!(held(&open), (3, 3 * 4106));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
 use prost::Message as _;
 use storage::{
@@ -83,9 +83,12 @@ impl Engine {
             }
         }
 
+        // First the filters of all blocks: the trace is in few of them, and the others cost no more than that.
+        let concurrency = self.settings.concurrent_reads.max(1);
         let blocks = self.blocks(tenants, request.range);
-        let mut found =
-            futures::stream::iter(blocks).map(|meta| self.find(meta, request.id, query)).buffered(self.settings.concurrent_reads.max(1));
+        let filtered = futures::stream::iter(blocks).map(|meta| self.may_hold(meta, request.id)).buffered(concurrency);
+        let candidates: Vec<Arc<Meta>> = filtered.try_filter_map(|candidate| async { Ok(candidate) }).try_collect().await?;
+        let mut found = futures::stream::iter(candidates).map(|meta| self.find(meta, request.id, query)).buffered(concurrency);
         while let Some(trace) = found.next().await {
             if let Some((trace, bytes)) = trace? {
                 combiner.add(trace.resource_spans);
@@ -98,10 +101,16 @@ impl Engine {
         Ok(WholeTrace { truncated: combiner.is_truncated(), trace: combiner.finish(request.id), inspected_bytes })
     }
 
+    /// The block, if its filters do not say that it lacks the trace.
+    async fn may_hold(&self, meta: Arc<Meta>, id: TraceId) -> Result<Option<Arc<Meta>>, QueryError> {
+        let _permit = self.reads.acquire().await.map_err(|error| QueryError::Worker { cause: error.to_string() })?;
+        Ok(self.open_blocks.may_hold(&self.store, &meta, id).await?.then_some(meta))
+    }
+
     async fn find(&self, meta: Arc<Meta>, id: TraceId, query: &Query) -> Result<Option<(Trace, u64)>, QueryError> {
         let _permit = self.reads.acquire().await.map_err(|error| QueryError::Worker { cause: error.to_string() })?;
         let reader = self.open_blocks.open(&self.store, &meta).await?;
-        let Some(trace) = reader.find(id).await? else {
+        let Some(trace) = reader.look_up(id).await? else {
             return Ok(None);
         };
         let bytes = trace.resource_spans.iter().map(|resource| resource.encoded_len() as u64).sum();

@@ -31,10 +31,10 @@ pub use self::{tenant::Version, upload::Upload};
 pub(crate) const CONCURRENCY: usize = 16;
 
 /// Ranges with less than this between them are fetched together.
-const JOIN_GAP: u64 = 64 << 10;
+pub(crate) const JOIN_GAP: u64 = 64 << 10;
 
 /// Joined ranges grow no larger than this, unless one alone is.
-const JOIN_MAX: u64 = 8 << 20;
+pub(crate) const JOIN_MAX: u64 = 8 << 20;
 
 /// A meta larger than this is not one.
 const MAX_META_BYTES: u64 = 1 << 20;
@@ -465,7 +465,7 @@ impl Store {
 }
 
 /// Sorts ranges and joins those that overlap or lie close together. Empty ones vanish.
-fn join(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+pub(crate) fn join(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut sorted: Vec<_> = ranges.iter().filter(|range| range.start < range.end).cloned().collect();
     sorted.sort_unstable_by_key(|range| (range.start, range.end));
     let mut joined: Vec<Range<u64>> = Vec::new();

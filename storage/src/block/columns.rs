@@ -1,55 +1,33 @@
-//! Columns being filled: typed buffers, and how they become the pages and chunks of a Parquet file.
+//! Columns being filled, row by row: typed buffers, and when they become pages and row groups.
 //!
 //! ```text
 //!  mapping (encode) ──push──► levels per list, values per leaf      one page interval
 //!                                │ every PAGE_ENTRIES spans, at a row boundary: flush_page
 //!                                ▼
-//!                             encoded, compressed pages per leaf     one row group
+//!                             pages::ChunkWriter of each leaf        one row group
 //!                                │ cut_row_group
 //!                                ▼
-//!                             dictionary page + pages, leaf by leaf ──► file ──finish──► offset indexes, footer
+//!                             file::FileWriter ──finish──► the file
 //! ```
 //!
 //! Two things make this fast. Levels are kept and encoded once per list, whose leaves (17 for spans) then copy the bytes. And all leaves
 //! are cut into pages at the same rows, which is what makes that possible and gives readers one page per leaf for one row.
-//!
-//! Invariants of the file (block-format.md §6.2): a chunk is dictionary-encoded throughout or not at all; booleans and nothing else are
-//! bit-packed PLAIN; integers have no dictionary; bounds are marked exact on both sides; there is no key-value metadata.
-//! Data pages are version 1, whose levels are compressed together with the values: half of a trace's bytes are levels.
 
 use std::sync::Arc;
 
-use parquet::{
-    basic::{Compression, Encoding, ZstdLevel},
-    errors::ParquetError,
-    file::{
-        metadata::{ColumnChunkMetaData, FileMetaData, ParquetMetaDataBuilder, ParquetMetaDataWriter, RowGroupMetaData},
-        statistics::Statistics,
-    },
-};
-
 use super::{
-    encoding::{self, Width},
+    file::{File, FileWriter},
     interner::Interner,
+    pages::{self, ChunkWriter, ColumnError, EncodedLevels, Press, write_levels},
     schema::{Layout, List, Schema},
-    thrift,
 };
 
 /// Entries of the list that sets the pace, in one page. Finding one trace decodes a page of every leaf; of smaller pages more bytes are
 /// headers, and they compress less.
-const PAGE_ENTRIES: usize = 8 << 10;
+pub(crate) const PAGE_ENTRIES: usize = 16 << 10;
 
 /// Bytes of free text in the buffers after which a page is cut early.
 const PAGE_BYTES: usize = 4 << 20;
-
-/// Pages of a chunk are left uncompressed as long as none is larger than this: compression cannot win.
-const SMALL_PAGE: usize = 64;
-
-/// Speed over size; higher levels win little on pages, which are mostly random ids and packed bits.
-const ZSTD_LEVEL: i32 = 1;
-
-/// Dictionaries are text, on which a higher level wins more, and there is one of them per row group.
-const DICTIONARY_ZSTD_LEVEL: i32 = 4;
 
 /// A list, by number.
 #[derive(Clone, Copy, Debug)]
@@ -101,15 +79,40 @@ struct TextLeaf {
     bytes: Vec<u8>,
     present: Vec<u32>,
     invalid: bool,
-    bounds: Option<(Vec<u8>, Vec<u8>)>,
 }
 
-#[derive(Debug, Default)]
-struct IntegerLeaf {
-    narrow: bool,
-    values: Vec<i64>,
+#[derive(Debug)]
+struct NumberLeaf<T> {
+    values: Vec<T>,
     present: Vec<u32>,
-    bounds: Option<(u64, u64)>,
+}
+
+impl<T> Default for NumberLeaf<T> {
+    fn default() -> Self {
+        Self { values: Vec::new(), present: Vec::new() }
+    }
+}
+
+impl<T> NumberLeaf<T> {
+    fn next_page(&mut self) {
+        self.values.clear();
+        self.present.clear();
+    }
+}
+
+impl DictionaryLeaf {
+    fn next_page(&mut self) {
+        self.codes.clear();
+        self.present.clear();
+    }
+}
+
+impl TextLeaf {
+    fn next_page(&mut self) {
+        self.lengths.clear();
+        self.bytes.clear();
+        self.present.clear();
+    }
 }
 
 #[derive(Debug)]
@@ -121,67 +124,30 @@ enum Values {
     Flag(u32),
 }
 
-#[derive(Debug, Default)]
-struct Chunk {
-    bytes: Vec<u8>,
-    pages: Vec<Page>,
-    compressed: bool,
-    values: usize,
-}
-
-/// Why columns cannot become a file.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ColumnError {
-    #[error("a page of \"{leaf}\" has {bytes} bytes, more than Parquet can hold")]
-    TooLarge { leaf: String, bytes: usize },
-    #[error("text of \"{leaf}\" is not utf-8")]
-    Utf8 { leaf: String },
-    #[error("{leaf}: compression failed")]
-    Compression {
-        leaf: String,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("footer")]
-    Footer(#[from] ParquetError),
-}
-
-/// A finished file.
-#[derive(Debug)]
-pub(crate) struct File {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) row_groups: usize,
-    /// Bytes of the footer without its length and magic.
-    pub(crate) footer: usize,
-}
-
 /// See the module documentation.
 pub(crate) struct Columns {
-    schema: &'static Schema,
+    schema: Arc<Schema>,
     pace: usize,
     levels: Vec<Levels>,
     leaves: Vec<Values>,
     dictionaries: Vec<DictionaryLeaf>,
     texts: Vec<TextLeaf>,
-    integers: Vec<IntegerLeaf>,
-    doubles: Vec<Vec<f64>>,
-    flags: Vec<Vec<u8>>,
-    chunks: Vec<Chunk>,
-    compressor: zstd::bulk::Compressor<'static>,
+    integers: Vec<NumberLeaf<i64>>,
+    doubles: Vec<NumberLeaf<f64>>,
+    flags: Vec<NumberLeaf<u8>>,
+    chunks: Vec<ChunkWriter>,
+    press: Press,
     rows_in_page: usize,
     rows_in_group: usize,
     text_bytes: usize,
-    page: Vec<u8>,
     scratch: Vec<u8>,
-    file: Vec<u8>,
-    /// Metadata of the row groups written, and the pages of their chunks: offset in the file, bytes, first row.
-    row_groups: Vec<(Vec<ColumnChunkMetaData>, usize)>,
-    locations: Vec<Vec<(i64, i32, i64)>>,
+    present: Vec<u8>,
+    file: FileWriter,
 }
 
 impl std::fmt::Debug for Columns {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Columns").field("rows_in_group", &self.rows_in_group).field("file", &self.file.len()).finish_non_exhaustive()
+        f.debug_struct("Columns").field("rows_in_group", &self.rows_in_group).field("file", &self.file.size()).finish_non_exhaustive()
     }
 }
 
@@ -190,9 +156,8 @@ impl Columns {
     ///
     /// # Errors
     /// The compressor has no memory.
-    pub(crate) fn new(schema: &'static Schema, pace: &str) -> std::io::Result<Self> {
+    pub(crate) fn new(schema: &Arc<Schema>, pace: &str) -> std::io::Result<Self> {
         let mut columns = Self {
-            schema,
             pace: schema.list(pace),
             levels: schema
                 .lists
@@ -213,16 +178,15 @@ impl Columns {
             integers: Vec::new(),
             doubles: Vec::new(),
             flags: Vec::new(),
-            chunks: schema.leaves.iter().map(|_| Chunk::default()).collect(),
-            compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?,
+            chunks: schema.leaves.iter().map(|_| ChunkWriter::default()).collect(),
+            press: Press::new()?,
             rows_in_page: 0,
             rows_in_group: 0,
             text_bytes: 0,
-            page: Vec::new(),
             scratch: Vec::new(),
-            file: b"PAR1".to_vec(),
-            row_groups: Vec::new(),
-            locations: Vec::new(),
+            present: Vec::new(),
+            file: FileWriter::new(Arc::clone(schema)),
+            schema: Arc::clone(schema),
         };
         for leaf in &schema.leaves {
             use parquet::basic::Type as Physical;
@@ -232,15 +196,15 @@ impl Columns {
                     Values::Dictionary(columns.dictionaries.len() as u32 - 1)
                 }
                 (Physical::INT32 | Physical::INT64, _) => {
-                    columns.integers.push(IntegerLeaf { narrow: leaf.physical == Physical::INT32, ..IntegerLeaf::default() });
+                    columns.integers.push(NumberLeaf::default());
                     Values::Integer(columns.integers.len() as u32 - 1)
                 }
                 (Physical::DOUBLE, _) => {
-                    columns.doubles.push(Vec::new());
+                    columns.doubles.push(NumberLeaf::default());
                     Values::Double(columns.doubles.len() as u32 - 1)
                 }
                 (Physical::BOOLEAN, _) => {
-                    columns.flags.push(Vec::new());
+                    columns.flags.push(NumberLeaf::default());
                     Values::Flag(columns.flags.len() as u32 - 1)
                 }
                 _ => {
@@ -379,13 +343,27 @@ impl Columns {
 
     /// Adds a double.
     pub(crate) fn push_double(&mut self, leaf: Double, value: f64) {
-        self.doubles[leaf.0 as usize].push(value);
+        self.doubles[leaf.0 as usize].values.push(value);
+    }
+
+    /// Adds a double to an optional leaf; `entry` is that of its list.
+    pub(crate) fn push_optional_double(&mut self, leaf: Double, entry: u32, value: f64) {
+        let leaf = &mut self.doubles[leaf.0 as usize];
+        leaf.values.push(value);
+        leaf.present.push(entry);
+    }
+
+    /// Adds a boolean to an optional leaf; `entry` is that of its list.
+    pub(crate) fn push_optional_flag(&mut self, leaf: Flag, entry: u32, value: bool) {
+        let leaf = &mut self.flags[leaf.0 as usize];
+        leaf.values.push(u8::from(value));
+        leaf.present.push(entry);
     }
 
     /// Adds a boolean.
     #[inline(always)]
     pub(crate) fn push_flag(&mut self, leaf: Flag, value: bool) {
-        self.flags[leaf.0 as usize].push(u8::from(value));
+        self.flags[leaf.0 as usize].values.push(u8::from(value));
     }
 
     /// Ends a row; cuts the page if it is full.
@@ -427,103 +405,50 @@ impl Columns {
     /// Encodes one page of one leaf and empties its buffers.
     fn flush_leaf(&mut self, position: usize) -> Result<(), ColumnError> {
         let info = &self.schema.leaves[position];
-        let list = self.schema.leaves[position].list;
-        let levels = &self.levels[list];
-        let entries = if list == 0 { self.rows_in_page } else { levels.entries.len() };
-        let page = &mut self.page;
-        page.clear();
-        page.extend_from_slice(&levels.repetition);
-        let none = Vec::new();
-        let (present, values) = match self.leaves[position] {
-            Values::Dictionary(slot) => (&self.dictionaries[slot as usize].present, self.dictionaries[slot as usize].codes.len()),
-            Values::Text(slot) => (&self.texts[slot as usize].present, self.texts[slot as usize].lengths.len()),
-            Values::Integer(slot) => (&self.integers[slot as usize].present, self.integers[slot as usize].values.len()),
-            Values::Double(slot) => (&none, self.doubles[slot as usize].len()),
-            Values::Flag(slot) => (&none, self.flags[slot as usize].len()),
-        };
-        if !info.optional {
-            page.extend_from_slice(&levels.definition);
-        } else if present.is_empty() {
-            page.extend_from_slice(&levels.nulls);
-        } else {
-            levels.encode_present(present, &mut self.scratch, page);
-        }
-        debug_assert!(info.optional || values == levels.elements(entries), "{} has {values} values", info.name);
-        let encoding = match self.leaves[position] {
+        let levels = &self.levels[info.list];
+        let entries = if info.list == 0 { self.rows_in_page } else { levels.entries.len() };
+        let mut strings = 0;
+        let (values, present): (_, &[u32]) = match self.leaves[position] {
             Values::Dictionary(slot) => {
-                let leaf = &mut self.dictionaries[slot as usize];
-                if std::mem::take(&mut leaf.invalid) {
+                let leaf = &self.dictionaries[slot as usize];
+                if leaf.invalid {
                     return Err(ColumnError::Utf8 { leaf: info.name.clone() });
                 }
-                let width = encoding::width_of((leaf.interner.len() as u64).saturating_sub(1));
-                page.push(width as u8);
-                encoding::hybrid(&leaf.codes, width, page);
-                leaf.codes.clear();
-                leaf.present.clear();
-                Encoding::RLE_DICTIONARY
+                strings = leaf.interner.len();
+                (pages::Values::Codes(&leaf.codes), &leaf.present)
             }
             Values::Text(slot) => {
-                let leaf = &mut self.texts[slot as usize];
-                if std::mem::take(&mut leaf.invalid) {
+                let leaf = &self.texts[slot as usize];
+                if leaf.invalid {
                     return Err(ColumnError::Utf8 { leaf: info.name.clone() });
                 }
-                encoding::delta_lengths(&leaf.lengths, &leaf.bytes, page);
-                if info.bounds {
-                    // Only trace ids have bounds; they come sorted.
-                    let first = leaf.lengths.first().and_then(|&length| leaf.bytes.get(..length as usize)).unwrap_or_default();
-                    let last = leaf.lengths.last().and_then(|&length| leaf.bytes.get(leaf.bytes.len() - length as usize..));
-                    let last = last.unwrap_or_default().to_vec();
-                    match &mut leaf.bounds {
-                        Some((_, max)) => *max = last,
-                        None => leaf.bounds = Some((first.to_vec(), last)),
-                    }
-                }
-                leaf.lengths.clear();
-                leaf.bytes.clear();
-                leaf.present.clear();
-                Encoding::DELTA_LENGTH_BYTE_ARRAY
+                (pages::Values::Bytes(&leaf.lengths, &leaf.bytes), &leaf.present)
             }
             Values::Integer(slot) => {
-                let leaf = &mut self.integers[slot as usize];
-                if info.bounds {
-                    leaf.bounds = leaf.values.iter().fold(leaf.bounds, |bounds, &value| {
-                        let value = value as u64;
-                        Some(bounds.map_or((value, value), |(min, max)| (min.min(value), max.max(value))))
-                    });
-                }
-                if info.layout == Layout::Delta {
-                    encoding::delta(&leaf.values, if leaf.narrow { Width::W32 } else { Width::W64 }, page);
-                } else if leaf.narrow {
-                    page.extend(leaf.values.iter().flat_map(|&v| (v as i32).to_le_bytes()));
-                } else {
-                    page.extend(leaf.values.iter().flat_map(|v| v.to_le_bytes()));
-                }
-                leaf.values.clear();
-                leaf.present.clear();
-                if info.layout == Layout::Delta { Encoding::DELTA_BINARY_PACKED } else { Encoding::PLAIN }
+                let leaf = &self.integers[slot as usize];
+                (pages::Values::Integers(&leaf.values), &leaf.present)
             }
-            Values::Double(slot) => {
-                let leaf = &mut self.doubles[slot as usize];
-                page.extend(leaf.iter().flat_map(|v| v.to_le_bytes()));
-                leaf.clear();
-                Encoding::PLAIN
-            }
-            Values::Flag(slot) => {
-                let leaf = &mut self.flags[slot as usize];
-                encoding::bits(leaf, page);
-                leaf.clear();
-                Encoding::PLAIN
-            }
+            Values::Double(slot) => (pages::Values::Doubles(&self.doubles[slot as usize].values), &self.doubles[slot as usize].present),
+            Values::Flag(slot) => (pages::Values::Flags(&self.flags[slot as usize].values), &self.flags[slot as usize].present),
         };
-        let chunk = &mut self.chunks[position];
-        chunk.values += entries;
-        if !chunk.compressed && page.len() > SMALL_PAGE {
-            chunk.compress_what_is_there(&mut self.compressor, &mut self.scratch).map_err(|e| e.of(&info.name))?;
+        let definition = if !info.optional {
+            &levels.definition
+        } else if present.is_empty() {
+            &levels.nulls
+        } else {
+            self.present.clear();
+            levels.encode_present(present, &mut self.scratch, &mut self.present);
+            &self.present
+        };
+        let levels = EncodedLevels { repetition: &levels.repetition, definition };
+        self.chunks[position].page(info, &mut self.press, (self.rows_in_page, entries), levels, values, strings)?;
+        match self.leaves[position] {
+            Values::Dictionary(slot) => self.dictionaries[slot as usize].next_page(),
+            Values::Text(slot) => self.texts[slot as usize].next_page(),
+            Values::Integer(slot) => self.integers[slot as usize].next_page(),
+            Values::Double(slot) => self.doubles[slot as usize].next_page(),
+            Values::Flag(slot) => self.flags[slot as usize].next_page(),
         }
-        let kind = PageKind { dictionary: false, values: entries, encoding };
-        let written = write_page(kind, page, chunk.compressed, &mut self.compressor, &mut self.scratch, &mut chunk.bytes)
-            .map_err(|e| e.of(&info.name))?;
-        chunk.pages.push(Page { rows: self.rows_in_page, ..written });
         Ok(())
     }
 
@@ -536,79 +461,16 @@ impl Columns {
         if self.rows_in_group == 0 {
             return Ok(());
         }
-        let mut columns = Vec::with_capacity(self.leaves.len());
-        for position in 0..self.leaves.len() {
-            columns.push(self.write_chunk(position)?);
-        }
-        self.row_groups.push((columns, std::mem::take(&mut self.rows_in_group)));
-        Ok(())
-    }
-
-    fn write_chunk(&mut self, position: usize) -> Result<ColumnChunkMetaData, ColumnError> {
-        let info = &self.schema.leaves[position];
-        let start = self.file.len();
-        let chunk = &mut self.chunks[position];
-        let mut raw = 0;
-        let mut encodings = vec![Encoding::RLE];
-        let mut builder = ColumnChunkMetaData::builder(self.schema.parquet.column(position));
-        if let Values::Dictionary(slot) = self.leaves[position] {
-            let interner = &mut self.dictionaries[slot as usize].interner;
-            self.page.clear();
-            interner.write_plain(&mut self.page);
-            if !chunk.compressed && self.page.len() > SMALL_PAGE {
-                chunk.compress_what_is_there(&mut self.compressor, &mut self.scratch).map_err(|e| e.of(&info.name))?;
-            }
-            let kind = PageKind { dictionary: true, values: interner.len(), encoding: Encoding::PLAIN };
-            let written = write_page(kind, &self.page, chunk.compressed, &mut self.compressor, &mut self.scratch, &mut self.file)
-                .map_err(|e| e.of(&info.name))?;
-            raw += written.raw;
+        let rows = std::mem::take(&mut self.rows_in_group);
+        let Self { schema, leaves, dictionaries, chunks, press, file, .. } = self;
+        let finished = schema.leaves.iter().zip(leaves).zip(chunks).map(|((info, leaf), chunk)| {
+            let Values::Dictionary(slot) = leaf else { return chunk.finish(info, press, None) };
+            let interner = &mut dictionaries[*slot as usize].interner;
+            let finished = chunk.finish(info, press, Some(interner));
             interner.clear();
-            builder = builder.set_dictionary_page_offset(Some(start as i64));
-            encodings.extend([Encoding::PLAIN, Encoding::RLE_DICTIONARY]);
-        } else {
-            encodings.push(match (info.layout, info.physical) {
-                (Layout::Plain, _) => Encoding::PLAIN,
-                (_, parquet::basic::Type::BYTE_ARRAY) => Encoding::DELTA_LENGTH_BYTE_ARRAY,
-                _ => Encoding::DELTA_BINARY_PACKED,
-            });
-        }
-        let data = self.file.len();
-        let (mut offset, mut first_row) = (data as i64, 0i64);
-        let mut locations = Vec::with_capacity(chunk.pages.len());
-        for page in &chunk.pages {
-            let length = i32::try_from(page.length).map_err(|_| PageError::TooLarge(page.length).of(&info.name))?;
-            locations.push((offset, length, first_row));
-            offset += i64::from(length);
-            first_row += page.rows as i64;
-            raw += page.raw;
-        }
-        self.locations.push(locations);
-        self.file.extend_from_slice(&chunk.bytes);
-        let statistics = match self.leaves[position] {
-            Values::Text(slot) => self.texts[slot as usize]
-                .bounds
-                .take()
-                .map(|(min, max)| Statistics::byte_array(Some(min.into()), Some(max.into()), None, Some(0), false)),
-            Values::Integer(slot) => self.integers[slot as usize]
-                .bounds
-                .take()
-                .map(|(min, max)| Statistics::int64(Some(min as i64), Some(max as i64), None, Some(0), false)),
-            _ => None,
-        };
-        if let Some(statistics) = statistics {
-            builder = builder.set_statistics(statistics);
-        }
-        let compression = if chunk.compressed { Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?) } else { Compression::UNCOMPRESSED };
-        let metadata = builder
-            .set_encodings(encodings)
-            .set_num_values(chunk.values as i64)
-            .set_compression(compression)
-            .set_total_compressed_size((self.file.len() - start) as i64)
-            .set_total_uncompressed_size(raw as i64)
-            .set_data_page_offset(data as i64)
-            .build()?;
-        chunk.clear();
-        Ok(metadata)
+            finished
+        });
+        file.row_group(rows, finished)
     }
 
     /// Ends the file.
@@ -617,39 +479,7 @@ impl Columns {
     /// The last row group or the footer cannot be written.
     pub(crate) fn finish(mut self, created_by: &str) -> Result<File, ColumnError> {
         self.cut_row_group()?;
-        let row_groups = self.row_groups.len();
-        let mut locations = self.locations.into_iter();
-        let mut written = Vec::with_capacity(row_groups);
-        let mut rows = 0;
-        for (ordinal, (columns, rows_in_group)) in self.row_groups.into_iter().enumerate() {
-            let mut with_index = Vec::with_capacity(columns.len());
-            let (mut total, mut offset) = (0, None);
-            for column in columns {
-                total += column.uncompressed_size();
-                offset = offset.or(Some(column.byte_range().0 as i64));
-                let start = self.file.len();
-                thrift::write_offset_index(locations.next().unwrap_or_default().into_iter(), &mut self.file);
-                let length = (self.file.len() - start) as i32;
-                with_index
-                    .push(column.into_builder().set_offset_index_offset(Some(start as i64)).set_offset_index_length(Some(length)).build()?);
-            }
-            rows += rows_in_group as i64;
-            written.push(
-                RowGroupMetaData::builder(Arc::clone(&self.schema.parquet))
-                    .set_column_metadata(with_index)
-                    .set_num_rows(rows_in_group as i64)
-                    .set_total_byte_size(total)
-                    .set_ordinal(ordinal as i32)
-                    .set_file_offset(offset.unwrap_or(4))
-                    .build()?,
-            );
-        }
-        let file = FileMetaData::new(2, rows, Some(created_by.to_owned()), None, Arc::clone(&self.schema.parquet), None);
-        let metadata = ParquetMetaDataBuilder::new(file).set_row_groups(written).build();
-        let start = self.file.len();
-        ParquetMetaDataWriter::new(&mut self.file, &metadata).finish()?;
-        let footer = self.file.len() - start - 8;
-        Ok(File { bytes: self.file, row_groups, footer })
+        self.file.finish(created_by)
     }
 }
 
@@ -684,114 +514,4 @@ impl Levels {
         }
         write_levels(scratch, self.list.definition + 1, out);
     }
-
-    /// Entries that are elements.
-    fn elements(&self, entries: usize) -> usize {
-        if self.list.definition == 0 {
-            return entries;
-        }
-        self.entries.iter().filter(|&&entry| entry & 15 == self.list.definition).count()
-    }
-}
-
-fn write_levels(levels: &[u8], max: u8, out: &mut Vec<u8>) {
-    let length_at = out.len();
-    out.extend_from_slice(&[0; 4]);
-    encoding::levels(levels, encoding::width_of(max.into()), out);
-    let length = (out.len() - length_at - 4) as u32;
-    out[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
-}
-
-impl Chunk {
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.pages.clear();
-        self.compressed = false;
-        self.values = 0;
-    }
-
-    /// From here on the chunk is compressed; the small pages that it has so far, too.
-    fn compress_what_is_there(&mut self, compressor: &mut zstd::bulk::Compressor<'static>, scratch: &mut Vec<u8>) -> Result<(), PageError> {
-        self.compressed = true;
-        let plain = std::mem::take(&mut self.bytes);
-        let mut at = 0;
-        for page in &mut self.pages {
-            let body = &plain[at + page.header..at + page.length];
-            at += page.length;
-            *page = Page { rows: page.rows, ..write_page(page.kind, body, true, compressor, scratch, &mut self.bytes)? };
-        }
-        Ok(())
-    }
-}
-
-/// What a page holds.
-#[derive(Clone, Copy, Debug)]
-struct PageKind {
-    dictionary: bool,
-    values: usize,
-    encoding: Encoding,
-}
-
-/// A page that was written.
-#[derive(Clone, Copy, Debug)]
-struct Page {
-    kind: PageKind,
-    rows: usize,
-    /// Bytes of the header.
-    header: usize,
-    /// Bytes with the header.
-    length: usize,
-    /// Bytes with the header, before compression.
-    raw: usize,
-}
-
-#[derive(Debug)]
-enum PageError {
-    TooLarge(usize),
-    Compression(std::io::Error),
-}
-
-impl PageError {
-    fn of(self, leaf: &str) -> ColumnError {
-        let leaf = leaf.to_owned();
-        match self {
-            Self::TooLarge(bytes) => ColumnError::TooLarge { leaf, bytes },
-            Self::Compression(source) => ColumnError::Compression { leaf, source },
-        }
-    }
-}
-
-/// Appends header and body of a page to `out`.
-fn write_page(
-    kind: PageKind,
-    body: &[u8],
-    compress: bool,
-    compressor: &mut zstd::bulk::Compressor<'static>,
-    scratch: &mut Vec<u8>,
-    out: &mut Vec<u8>,
-) -> Result<Page, PageError> {
-    let uncompressed = i32::try_from(body.len()).map_err(|_| PageError::TooLarge(body.len()))?;
-    let stored = if compress {
-        scratch.clear();
-        scratch.reserve(zstd::zstd_safe::compress_bound(body.len()));
-        let level = if kind.dictionary { DICTIONARY_ZSTD_LEVEL } else { ZSTD_LEVEL };
-        compressor.set_compression_level(level).map_err(PageError::Compression)?;
-        compressor.compress_to_buffer(body, scratch).map_err(PageError::Compression)?;
-        scratch.as_slice()
-    } else {
-        body
-    };
-    let header = thrift::Page {
-        dictionary: kind.dictionary,
-        uncompressed,
-        compressed: i32::try_from(stored.len()).map_err(|_| PageError::TooLarge(stored.len()))?,
-        crc: crc32fast::hash(stored),
-        values: i32::try_from(kind.values).map_err(|_| PageError::TooLarge(body.len()))?,
-        encoding: kind.encoding as i32,
-    };
-    let start = out.len();
-    thrift::write_page_header(&header, out);
-    let header = out.len() - start;
-    out.extend_from_slice(stored);
-    Ok(Page { kind, rows: 0, header, length: header + stored.len(), raw: header + body.len() })
 }

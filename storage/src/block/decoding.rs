@@ -1,13 +1,16 @@
-//! Parquet's encodings, read: the reverse of `encoding`, for the few values of a page that one row needs.
+//! Parquet's encodings, read: the reverse of `encoding`, for all values of a page or only those of some rows.
 //!
 //! | type or function | Parquet name | how it passes over what is not wanted |
 //! |---|---|---|
 //! | [`Hybrid`] | RLE / bit-packed hybrid | run by run |
 //! | [`delta`] | DELTA_BINARY_PACKED | not at all: every value needs those before it |
-//! | [`plain_strings`] | PLAIN of BYTE_ARRAY | length by length |
+//! | [`delta_strings`] | DELTA_LENGTH_BYTE_ARRAY | adds up lengths |
+//! | [`fixed`] | PLAIN of numbers | at once |
 //!
 //! The bytes are untrusted: running out of them is [`None`], and nothing is allocated by a number found in them. What the caller asks
 //! for bounds all results.
+
+use std::ops::Range;
 
 /// Bits at position `at`, counted in bits; those beyond the end are 0. `width` is at most 57.
 #[inline]
@@ -55,9 +58,10 @@ pub(super) struct Hybrid<'a> {
 }
 
 impl<'a> Hybrid<'a> {
-    /// The numbers in `bytes`, of `width` bits each.
+    /// The numbers in `bytes`, of `width` bits each. Numbers of no bits are 0, as many as are asked for.
     pub(super) fn new(bytes: &'a [u8], width: u32) -> Option<Self> {
-        (width <= 32).then_some(Self { bytes, width, run: Run::Equal(0), left: 0 })
+        let left = if width == 0 { usize::MAX } else { 0 };
+        (width <= 32).then_some(Self { bytes, width, run: Run::Equal(0), left })
     }
 
     fn next_run(&mut self) -> Option<()> {
@@ -69,10 +73,7 @@ impl<'a> Hybrid<'a> {
             let (packed, rest) = self.bytes.split_at(length);
             self.bytes = rest;
             self.run = Run::Packed { bytes: packed, at: 0 };
-            self.left = match self.width {
-                0 => groups.checked_mul(8)?,
-                width => (length * 8 / width as usize).min(groups.saturating_mul(8)),
-            };
+            self.left = (length * 8 / self.width as usize).min(groups.saturating_mul(8));
         } else {
             let size = self.width.div_ceil(8) as usize;
             let (value, rest) = self.bytes.split_at_checked(size)?;
@@ -80,7 +81,7 @@ impl<'a> Hybrid<'a> {
             self.run = Run::Equal(value.iter().rev().fold(0, |value, &byte| value << 8 | u32::from(byte)));
             self.left = usize::try_from(header >> 1).ok()?;
         }
-        (self.left > 0).then_some(())
+        Some(())
     }
 
     /// Passes over numbers.
@@ -88,6 +89,7 @@ impl<'a> Hybrid<'a> {
         while count > 0 {
             if self.left == 0 {
                 self.next_run()?;
+                continue;
             }
             let step = count.min(self.left);
             if let Run::Packed { at, .. } = &mut self.run {
@@ -104,6 +106,7 @@ impl<'a> Hybrid<'a> {
         while count > 0 {
             if self.left == 0 {
                 self.next_run()?;
+                continue;
             }
             let step = count.min(self.left);
             match &mut self.run {
@@ -129,6 +132,7 @@ impl<'a> Hybrid<'a> {
         while count > 0 {
             if self.left == 0 {
                 self.next_run()?;
+                continue;
             }
             let mut step = count.min(self.left);
             match &mut self.run {
@@ -163,13 +167,13 @@ impl<'a> Hybrid<'a> {
     }
 }
 
-/// The first `count` numbers of a delta encoding, and the bytes behind it. `narrow` numbers wrap at 32 bits. All of its numbers are
-/// passed over to find what is behind it; there must not be more than `limit`.
-pub(super) fn delta(mut bytes: &[u8], narrow: bool, count: usize, limit: usize) -> Option<(Vec<i64>, &[u8])> {
+/// Appends the numbers `wanted` of a delta encoding to `out`, and returns the bytes behind it. `narrow` numbers wrap at 32 bits. All of
+/// its numbers are passed over to find what is behind it; there must not be more than `limit`.
+pub(super) fn delta<'a>(mut bytes: &'a [u8], narrow: bool, wanted: Range<usize>, limit: usize, out: &mut Vec<i64>) -> Option<&'a [u8]> {
     let block = usize::try_from(varint(&mut bytes)?).ok()?;
     let miniblocks = usize::try_from(varint(&mut bytes)?).ok()?;
     let total = usize::try_from(varint(&mut bytes)?).ok()?;
-    if total < count || total > limit || miniblocks == 0 || miniblocks > 256 || block > 1 << 16 || block % miniblocks != 0 {
+    if total < wanted.end || total > limit || miniblocks == 0 || miniblocks > 256 || block > 1 << 16 || block % miniblocks != 0 {
         return None;
     }
     let miniblock = block / miniblocks;
@@ -177,17 +181,17 @@ pub(super) fn delta(mut bytes: &[u8], narrow: bool, count: usize, limit: usize) 
         return None;
     }
     let mut value = zigzag(&mut bytes)?;
-    let mut values = Vec::with_capacity(count);
-    if count > 0 {
-        values.push(value);
+    let mut at = 1;
+    out.reserve(wanted.len());
+    if wanted.contains(&0) {
+        out.push(value);
     }
-    let mut left = total.saturating_sub(1);
-    while left > 0 {
+    while at < total {
         let smallest = zigzag(&mut bytes)?;
         let (widths, rest) = bytes.split_at_checked(miniblocks)?;
         bytes = rest;
         for &width in widths {
-            if left == 0 {
+            if at >= total {
                 break;
             }
             let width = u32::from(width);
@@ -196,46 +200,39 @@ pub(super) fn delta(mut bytes: &[u8], narrow: bool, count: usize, limit: usize) 
             }
             let (packed, rest) = bytes.split_at_checked(miniblock * width as usize / 8)?;
             bytes = rest;
-            let here = left.min(miniblock);
-            for index in 0..here.min(count - values.len()) {
-                let at = index * width as usize;
+            let here = (total - at).min(miniblock);
+            for index in 0..here.min(wanted.end.saturating_sub(at)) {
+                let bit = index * width as usize;
                 let above =
-                    if width <= 57 { bits(packed, at, width) } else { bits(packed, at, 32) | bits(packed, at + 32, width - 32) << 32 };
+                    if width <= 57 { bits(packed, bit, width) } else { bits(packed, bit, 32) | bits(packed, bit + 32, width - 32) << 32 };
                 value = value.wrapping_add(smallest).wrapping_add(above as i64);
                 if narrow {
                     value = i64::from(value as i32);
                 }
-                values.push(value);
+                if at + index >= wanted.start {
+                    out.push(value);
+                }
             }
-            left -= here;
+            at += here;
         }
     }
-    Some((values, bytes))
+    Some(bytes)
 }
 
-/// Where the strings with the numbers `codes` lie in the body of a dictionary page, in the order of `codes`.
-pub(super) fn plain_strings(body: &[u8], entries: usize, codes: &[u32]) -> Option<Vec<std::ops::Range<usize>>> {
-    let mut order: Vec<u32> = (0..codes.len() as u32).collect();
-    order.sort_unstable_by_key(|&index| codes[index as usize]);
-    let mut found = vec![0..0; codes.len()];
-    let (mut at, mut number) = (0usize, 0usize);
-    let length = |at: usize| Some(u32::from_le_bytes(*body.get(at..)?.first_chunk::<4>()?) as usize);
-    for index in order {
-        let code = codes[index as usize] as usize;
-        if code >= entries {
-            return None;
-        }
-        while number < code {
-            at = at.checked_add(4)?.checked_add(length(at)?)?;
-            number += 1;
-        }
-        let end = (at + 4).checked_add(length(at)?)?;
-        if end > body.len() {
-            return None;
-        }
-        found[index as usize] = at + 4..end;
-    }
-    Some(found)
+/// The lengths of the strings `wanted` of DELTA_LENGTH_BYTE_ARRAY, and the bytes from the first of them on. A length may be negative, and
+/// the strings longer than the bytes. There must not be more than `limit` strings.
+pub(super) fn delta_strings(input: &[u8], wanted: Range<usize>, limit: usize) -> Option<(Vec<i64>, &[u8])> {
+    let mut lengths = Vec::new();
+    let bytes = delta(input, true, 0..wanted.end, limit, &mut lengths)?;
+    let wanted_lengths = lengths.split_off(wanted.start);
+    let before = lengths.into_iter().try_fold(0u64, |sum, length| Some(sum + u64::try_from(length).ok()?))?;
+    Some((wanted_lengths, bytes.get(usize::try_from(before).ok()?..)?))
+}
+
+/// Some of the words of a PLAIN page.
+pub(super) fn fixed<const N: usize>(input: &[u8], wanted: Range<usize>) -> Option<impl Iterator<Item = [u8; N]>> {
+    let (words, _) = input.as_chunks::<N>();
+    words.get(wanted).map(|words| words.iter().copied())
 }
 
 #[cfg(test)]
@@ -277,7 +274,7 @@ mod tests {
         }
 
         #[test]
-        fn delta_is_read_up_to_any_value(values in prop::collection::vec(any::<i64>(), 0..300), small in prop::collection::vec(-3i64..1000, 0..300), cut in any::<prop::sample::Index>()) {
+        fn delta_is_read_up_to_any_value(values in prop::collection::vec(any::<i64>(), 0..300), small in prop::collection::vec(-3i64..1000, 0..300), cut in any::<prop::sample::Index>(), from in any::<prop::sample::Index>()) {
             for values in [values, small] {
                 let count = cut.index(values.len() + 1);
                 for narrow in [false, true] {
@@ -285,10 +282,12 @@ mod tests {
                     let mut out = Vec::new();
                     encoding::delta(&values, if narrow { encoding::Width::W32 } else { encoding::Width::W64 }, &mut out);
                     out.extend_from_slice(b"behind");
-                    let (read, rest) = delta(&out, narrow, count, values.len()).expect("well-formed");
-                    prop_assert_eq!(&read[..], &values[..count]);
+                    let start = from.index(count + 1);
+                    let mut read = Vec::new();
+                    let rest = delta(&out, narrow, start..count, values.len(), &mut read).expect("well-formed");
+                    prop_assert_eq!(&read[..], &values[start..count]);
                     prop_assert_eq!(rest, b"behind");
-                    prop_assert!(delta(&out, narrow, values.len() + 1, usize::MAX).is_none());
+                    prop_assert!(delta(&out, narrow, 0..values.len() + 1, usize::MAX, &mut read).is_none());
                 }
             }
         }
@@ -300,22 +299,8 @@ mod tests {
             let _ = hybrid.read(count, &mut Vec::new());
             let mut hybrid = Hybrid::new(&bytes, width).expect("a width");
             let _ = hybrid.read_levels(count, &mut Vec::new());
-            let _ = delta(&bytes, width % 2 == 0, count, 1000);
-            let _ = plain_strings(&bytes, 3, &[2, 0, 1]);
+            let _ = delta(&bytes, width % 2 == 0, count / 2..count, 1000, &mut Vec::new());
+            let _ = delta_strings(&bytes, count / 2..count, 1000);
         }
-    }
-
-    #[test]
-    fn strings_are_found_by_number() {
-        let mut body = Vec::new();
-        for text in ["a", "", "ccc"] {
-            body.extend_from_slice(&(text.len() as u32).to_le_bytes());
-            body.extend_from_slice(text.as_bytes());
-        }
-        let found = plain_strings(&body, 3, &[2, 0, 2, 1]).expect("all there");
-        assert_eq!(found.into_iter().map(|range| &body[range]).collect::<Vec<_>>(), [b"ccc", &b"a"[..], b"ccc", b""]);
-        assert_eq!(plain_strings(&body, 3, &[3]), None);
-        assert_eq!(plain_strings(&body, 9, &[3]), None);
-        assert_eq!(plain_strings(&body[..body.len() - 1], 3, &[2]), None);
     }
 }

@@ -54,8 +54,8 @@ pub(crate) fn hybrid<T: Packed>(values: &[T], width: u32, out: &mut Vec<u8>) {
     literals(&values[literal_start..], width, out);
 }
 
-/// The same encoding for what is compressed afterwards: every run is an RLE run, however short, unless bit-packing takes half of that. Bytes
-/// that stand for runs repeat, bits that lie anywhere in a byte do not.
+/// The same encoding for what is compressed afterwards: either every run is an RLE run, however short, or all is bit-packed. Bytes that stand
+/// for runs repeat where runs are long; where they are short, bit-packed groups do, and a mixture of both does in neither case.
 pub(crate) fn levels(values: &[u8], width: u32, out: &mut Vec<u8>) {
     debug_assert!(width <= 8, "a run's value is one byte");
     let start = out.len();
@@ -65,7 +65,7 @@ pub(crate) fn levels(values: &[u8], width: u32, out: &mut Vec<u8>) {
         out.push(run[0]);
         if out.len() - start > limit + 2 {
             out.truncate(start);
-            return hybrid(values, width, out);
+            return literals(values, width, out);
         }
     }
 }

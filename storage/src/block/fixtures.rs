@@ -1,9 +1,13 @@
 //! Blocks and traces that real releases of Tempo wrote, for the tests. Everything here says nothing when the folder is not there.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
+use object_store::local::LocalFileSystem;
 use opentelemetry_proto::tonic::trace::v1::TracesData;
 use prost::Message as _;
+
+use super::{Format, Meta};
+use crate::backend::Store;
 
 /// The folder of the fixtures.
 pub(crate) fn root() -> Option<PathBuf> {
@@ -23,6 +27,35 @@ pub(crate) fn blocks(version: &str) -> Option<Vec<PathBuf>> {
         found.extend(std::fs::read_dir(tenant).expect("tenant").map(|entry| entry.expect("block").path()).filter(|path| path.is_dir()));
     }
     Some(found)
+}
+
+/// A block of a version as a bucket and its meta: `main`, `multi`, `compacted`, its inputs `first` and `second`, and `completed` from a WAL.
+pub(crate) fn block(format: Format, name: &str) -> Option<(Store, Meta)> {
+    let number = &format.name()["vParquet".len()..];
+    let (folder, tenant, id) = match name {
+        "main" => (format.name().to_owned(), "fixture-tenant", format!("{number}a000000-0000-4000-8000-0000000000aa")),
+        "multi" => (format.name().to_owned(), "fixture-tenant", format!("{number}b000000-0000-4000-8000-0000000000bb")),
+        "first" => (format.name().to_owned(), "compaction-tenant", format!("{number}c000000-0000-4000-8000-0000000000c1")),
+        "second" => (format.name().to_owned(), "compaction-tenant", format!("{number}c000000-0000-4000-8000-0000000000c2")),
+        "completed" => (format!("wal/{format}/blocks"), "fixture-tenant", format!("{number}d000000-0000-4000-8000-0000000000dd")),
+        _ => {
+            let live = blocks(format.name())?.into_iter().find(|block| {
+                block.join("meta.json").exists() && block.parent().is_some_and(|tenant| tenant.ends_with("compaction-tenant"))
+            });
+            let live = live.expect("the tenant has one live block");
+            (format.name().to_owned(), "compaction-tenant", live.file_name().expect("a name").to_string_lossy().into_owned())
+        }
+    };
+    bucket(&folder, tenant, &id)
+}
+
+/// A block in a folder, as a bucket and its meta, whether it is marked as compacted or not.
+pub(crate) fn bucket(folder: &str, tenant: &str, id: &str) -> Option<(Store, Meta)> {
+    let root = root()?.join(folder);
+    let block = root.join(tenant).join(id);
+    let meta = std::fs::read(block.join("meta.json")).or_else(|_| std::fs::read(block.join("meta.compacted.json"))).expect("meta");
+    let store = Store::new(Arc::new(LocalFileSystem::new_with_prefix(&root).expect("folder")), "");
+    Some((store, Meta::from_json(&meta).expect("meta")))
 }
 
 /// The traces of a `.delim.pb` file, in order of their ids.

@@ -11,40 +11,70 @@
 //! |---|---|
 //! | `meta`, `bloom` | the small objects of a block |
 //! | `schema` | a version's columns as data |
-//! | `columns`, `encoding`, `interner`, `thrift` | filling columns and making a Parquet file of them; knows nothing of traces |
+//! | `dedicated` | which attributes have a column of their own |
+//! | `columns` | filling columns row by row; knows nothing of traces |
+//! | `pages`, `file`, `encoding`, `interner`, `thrift` | arrays to chunks, and chunks to a Parquet file |
 //! | `encode`, `attributes`, `nested` | OTLP wire bytes to rows |
-//! | `decode`, `reader` | rows to OTLP |
-//! | `row`, `decoding` | the fast way to one row, for finding a trace |
+//! | `column`, `decoding` | pages to arrays |
+//! | `footer`, `row_group`, `cover` | where the bytes of some rows lie, and in how many reads to fetch them |
+//! | `filters`, `reader` | what is read of a bucket, and when |
+//! | `decode`, `leaf` | arrays to OTLP, row by row |
 //!
-//! Written and read is vParquet4. A block of another format may lie in the bucket: it is listed, and opening it is
-//! [`BlockError::Unsupported`]. Another version needs its schema text, and its own `encode` and `decode` over the same `columns`.
+//! Written and read are vParquet2 to 5, whatever the bucket holds of them. A block of another format may lie in the bucket: it is listed,
+//! and opening it is [`BlockError::Unsupported`].
 //!
-//! The format loses, by its nature: span and link flags, schema URLs, entity refs, the difference between a missing and an empty scope
-//! or status, the order of the attributes of resources and scopes and of attributes with a column of their own, earlier ones of
-//! repeated keys among the latter, and resources or scopes that are repeated or empty.
+//! What the formats lose by their nature, of spans that went in and come out again (`tests_losses` is this list as a function):
+//!
+//! * all: span flags, schema URLs, entity refs; the difference between a missing and an empty scope, status or attribute value; the order
+//!   of resources, scopes and their attributes, and of attributes with a column of their own among the others; resources and scopes that
+//!   are repeated or empty; of several strings or integers under one name with a column of its own all but the last; an empty
+//!   `service.name`;
+//! * vParquet2 and 3: attributes of scopes, dropped counts of resources and scopes, and the values of resource and span attributes that
+//!   are bytes. They alone keep the flags of links;
+//! * vParquet4 and 5: link flags; the dropped counts of all but the first of equal resources or scopes;
+//! * vParquet5, in dedicated columns: empty arrays, the difference between an array of one element and the element, and what a column had
+//!   when its name comes again with another type.
+//!
+//! Strings that are not UTF-8, which others may have written, are read with U+FFFD in place of what is wrong.
 
 mod attributes;
 mod bloom;
+pub mod column;
 mod columns;
+mod cover;
 mod decode;
 mod decoding;
+mod dedicated;
 mod encode;
 mod encoding;
+mod file;
+mod filters;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod footer;
 mod format;
 mod interner;
 mod json;
 mod leaf;
+pub mod merge;
 mod meta;
 mod nested;
+mod pages;
 mod reader;
-mod row;
+mod row_group;
 mod schema;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_damage;
+#[cfg(test)]
+mod tests_encode;
+#[cfg(test)]
 mod tests_find;
+#[cfg(test)]
+mod tests_losses;
+#[cfg(test)]
+mod tests_versions;
 mod thrift;
 
 use std::sync::Arc;
@@ -54,9 +84,10 @@ use bytes::Bytes;
 use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
 
 pub use self::{
+    filters::Filters,
     format::{Format, UnknownFormat},
     meta::{DedicatedColumn, Meta, Settings},
-    reader::Reader,
+    reader::{Pages, Reader},
 };
 pub(crate) use self::{meta::rfc3339, reader::DATA};
 use crate::{
@@ -65,7 +96,7 @@ use crate::{
     segment::Segment,
 };
 
-/// The format that [`encode`] writes.
+/// The format that is written by default.
 pub const FORMAT: &str = "vParquet4";
 
 /// A block that is not on the bucket yet.
@@ -136,7 +167,7 @@ pub enum BlockError {
     },
 }
 
-/// Encodes a vParquet4 block. `traces` is sorted by id and holds each id once. CPU-bound: call it on a blocking thread.
+/// Encodes a block of the version that `settings` say. `traces` is sorted by id and holds each id once. CPU-bound: call it on a blocking thread.
 ///
 /// Deterministic: the same set of spans gives the same bytes whatever the order of the segments and however often spans are repeated.
 /// Traces without spans are left out. The block says of itself that it is the only copy (`replicationFactor` 1).
@@ -144,12 +175,10 @@ pub enum BlockError {
 /// # Errors
 /// A segment whose bytes are not valid OTLP, or traces that are not sorted.
 pub fn encode(settings: &Settings, tenant: &Tenant, id: BlockId, traces: &[TraceSegments]) -> Result<Encoded, BlockError> {
-    let dedicated_columns = encode::kept(&settings.dedicated_columns);
-    let encoding = encode::encode(settings.row_group_size_bytes, &dedicated_columns, traces).map_err(|error| BlockError::Encode {
-        block: id,
-        tenant: tenant.clone(),
-        what: chain(&error),
-    })?;
+    let format = settings.version;
+    let dedicated_columns = dedicated::kept(format, &settings.dedicated_columns);
+    let encoding = encode::encode(format, settings.row_group_size_bytes, &dedicated_columns, traces, encode::Order::Canonical)
+        .map_err(|error| BlockError::Encode { block: id, tenant: tenant.clone(), what: chain(&error) })?;
     let mut blooms =
         bloom::Builder::new(settings.bloom_filter_false_positive, settings.bloom_filter_shard_size_bytes, encoding.ids.len() as u64);
     for &trace in &encoding.ids {
@@ -159,13 +188,13 @@ pub fn encode(settings: &Settings, tenant: &Tenant, id: BlockId, traces: &[Trace
     let row_groups: Vec<_> = encoding.last_ids.iter().map(|id| STANDARD.encode(id.0)).collect();
     let seconds = |nanos: Option<u64>| nanos.map_or(Meta::NO_TIME, |nanos| (nanos / 1_000_000_000) as i64);
     let meta = Meta {
-        format: FORMAT.to_owned(),
+        format: format.name().to_owned(),
         block_id: id,
         tenant_id: tenant.clone(),
         start_time: seconds(encoding.start),
         end_time: seconds(encoding.end),
         total_objects: encoding.ids.len() as u64,
-        size: encoding.file.bytes.len() as u64,
+        size: encoding.file.size,
         compaction_level: 0,
         index_page_size: 0,
         total_records: encoding.file.row_groups as u32,

@@ -25,6 +25,8 @@ pub(crate) struct Nested {
     pub(crate) left: i32,
     pub(crate) right: i32,
     pub(crate) parent: i32,
+    /// Spans that have this one as their parent, reached or not.
+    pub(crate) children: i32,
 }
 
 const SERVER: i32 = 2;
@@ -72,6 +74,7 @@ impl Numbering {
             if parent != NONE {
                 self.next_sibling[index] = self.first_child[parent as usize];
                 self.first_child[parent as usize] = index as u32;
+                out[parent as usize].children += 1;
             }
         }
         let mut counter = 0;
@@ -192,6 +195,14 @@ mod tests {
         fn agrees_with_recursion(parents in prop::collection::vec(0u64..40, 1..40)) {
             let nodes: Vec<_> = parents.iter().zip(1u64..).map(|(&parent, id)| Node { id, parent: (parent != 0).then_some(parent), kind: 1 }).collect();
             let mut expected = vec![Nested::default(); nodes.len()];
+            for node in &nodes {
+                if let Some(parent) = node.parent.and_then(|id| expected.get_mut(id.checked_sub(1)? as usize)) {
+                    parent.children += 1;
+                }
+            }
+            if nodes.iter().all(|node| node.parent.is_some()) {
+                expected.fill(Nested::default());
+            }
             let mut counter = 0;
             for root in (0..nodes.len()).filter(|&r| nodes[r].parent.is_none()) {
                 expected[root].parent = -1;

@@ -1,51 +1,57 @@
 //! Reading a block by ranges (block-format.md §10).
 //!
 //! ```text
-//!  open   footer                                                       1 read
-//!  find   bloom shard, kept ► row group by first ids (statistics, no read) ► ids of the row group and offset indexes
-//!           ► of every leaf the dictionary and the page that holds the row
-//!  scan   the chunks of the projection's leaves, neighbouring ones together
+//!  open     footer                                                                      1 read
+//!  find     bloom shard, kept ► row group by first ids (statistics, no read)            1 read, and often all there is
+//!             small row group   ► its chunks and offset indexes                         1 or 2 reads
+//!             large row group   ► its ids and offset indexes                            1 or 2 reads
+//!                               ► dictionaries and pages of the row                     2 or 1 reads
+//!  scan     the chunks of a projection's leaves, neighbouring ones together
+//!  columns  the chunks of some leaves, or of their pages those that hold some rows
 //! ```
 //!
-//! Ranges come from the footer and are checked against the size that the meta gives before anything is fetched. Decoding runs on a
-//! blocking thread.
+//! So a look-up that finds costs at most four reads of the Parquet file, footer included, and one that does not find costs one bloom
+//! shard. A row group is small when the store fetches it in one request; one read of a few MiB is then cheaper than two that wait for
+//! each other, and its chunks are what scans ask for too, so they share a cache. Of a large one the pages lie far apart: the reads that
+//! are left are laid so that they move the fewest bytes ([`cover`](super::cover::cover)), unless that is absurd.
 //!
-//! A look-up in a block that does not have the trace reads at most one bloom shard, and nothing when it reads that shard again: a
-//! reader keeps shards up to [`KEPT_BLOOM_BYTES`] (more than ten of the usual size; a block has one per 85000 traces).
+//! Every range is asked for under its role, which decides where it is cached. Ranges come from the footer and are checked against the
+//! size that the meta gives before anything is fetched. Decoding runs on a blocking thread.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    ops::Range,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, OnceLock},
-};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use parking_lot::Mutex;
-use parquet::file::{
-    metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData},
-    page_index::{index_reader::decode_offset_index, offset_index::PageLocation},
-    statistics::Statistics,
-};
+use parquet::file::{metadata::ParquetMetaData, statistics::Statistics};
+use tokio::sync::OnceCell;
 
 use super::{
-    BlockError, FORMAT, Meta, Projection, Trace, bloom,
-    decode::{self, Rows, at},
-    encode::dedicated_names,
-    leaf::{self, Parts, Selection, Wrong, chunk_range},
-    row::{Decoded, Decoder, Dictionaries},
-    schema,
+    BlockError, Filters, Format, Meta, Projection, Trace,
+    column::{Column, Decoder, Dictionary, Fetched, Strings, Values, Wrong},
+    cover::cover,
+    decode::{Layout, Rows},
+    footer,
+    leaf::{Leaf, trace_id},
+    row_group::{Dictionaries, Parts, RowGroup, Wanted},
+    thrift::PageLocation,
 };
 use crate::{
-    backend::{Store, StoreError},
+    backend::{self, JOIN_MAX, Store, StoreError},
+    cache::Role,
     id::{SpanKey, TraceId},
 };
 
 /// Name of the Parquet file.
 pub(crate) const DATA: &str = "data.parquet";
 
-/// Bytes of bloom shards that one reader keeps.
-const KEPT_BLOOM_BYTES: usize = 1 << 20;
+/// Reads of the Parquet file that a look-up may cost when nothing is cached.
+const LOOK_UP_READS: usize = 4;
+
+/// Row groups that the store fetches in one request.
+const SMALL_ROW_GROUP: u64 = JOIN_MAX;
+
+/// Bytes of the file's end that are read when nobody knows how long the footer is.
+const GUESSED_FOOTER: u64 = 64 << 10;
 
 /// An opened block: its footer is in memory, everything else is fetched by range when asked for. Bloom shards are kept once they were
 /// fetched, up to 1 MiB per reader; of more than that the oldest go. So are up to 1 MiB of dictionaries that look-ups needed.
@@ -53,12 +59,33 @@ const KEPT_BLOOM_BYTES: usize = 1 << 20;
 pub struct Reader {
     store: Store,
     meta: Arc<Meta>,
-    footer: Arc<ParquetMetaData>,
-    /// First id of every row group, once they were needed.
-    first_ids: OnceLock<Vec<TraceId>>,
-    /// Bloom shards by number, oldest first.
-    blooms: Mutex<VecDeque<(u32, Bytes)>>,
+    pub(super) footer: Arc<ParquetMetaData>,
+    layout: Arc<Layout>,
+    filters: Arc<Filters>,
+    /// Compressed bytes of row groups whose chunks a look-up fetches all at once.
+    pub(super) small_row_group: u64,
+    /// Where ids lie, once that was needed.
+    bounds: OnceCell<Bounds>,
     dictionaries: Arc<Dictionaries>,
+}
+
+/// Which ids the row groups hold.
+#[derive(Debug)]
+enum Bounds {
+    /// The first of every row group.
+    First(Vec<TraceId>),
+    /// The last of every row group.
+    Last(Vec<TraceId>),
+}
+
+impl Bounds {
+    /// The row group that would hold an id.
+    fn find(&self, id: TraceId) -> Option<usize> {
+        match self {
+            Self::First(ids) => ids.partition_point(|&first| first <= id).checked_sub(1),
+            Self::Last(ids) => Some(ids.partition_point(|&last| last < id)).filter(|&at| at < ids.len()),
+        }
+    }
 }
 
 impl Reader {
@@ -67,26 +94,33 @@ impl Reader {
     /// # Errors
     /// The bucket failed, the footer is not Parquet's or does not belong to the format, or the format is not supported.
     pub async fn open(store: &Store, meta: Arc<Meta>) -> Result<Self, BlockError> {
-        if meta.format != FORMAT {
+        let filters = Arc::new(Filters::new(Arc::clone(&meta)));
+        Self::open_with(store, meta, filters).await
+    }
+
+    /// As [`Reader::open`], with bloom filters that may have been asked before.
+    ///
+    /// # Errors
+    /// As of [`Reader::open`].
+    pub async fn open_with(store: &Store, meta: Arc<Meta>, filters: Arc<Filters>) -> Result<Self, BlockError> {
+        let Ok(format) = meta.format.parse::<Format>() else {
             return Err(BlockError::Unsupported { block: meta.block_id, tenant: meta.tenant_id.clone(), format: meta.format.clone() });
+        };
+        let bytes = footer_bytes(store, &meta).await?;
+        let footer = footer::read(&bytes).map_err(|what| corrupt(&meta, what))?;
+        let layout = Layout::of(format, &meta.dedicated_columns, footer.file_metadata().schema_descr());
+        let layout = layout.map_err(|what| corrupt(&meta, what))?;
+        if footer.row_groups().iter().any(|group| group.num_columns() < layout.leaves()) {
+            return Err(corrupt(&meta, "a row group lacks columns"));
         }
-        let mut footer_size = u64::from(meta.footer_size);
-        if footer_size == 0 {
-            // Very old blocks do not say it.
-            let start = meta.size.checked_sub(8).ok_or_else(|| corrupt(&meta, "it is too small for a footer"))?;
-            let tail = fetch(store, &meta, std::slice::from_ref(&(start..meta.size))).await?;
-            footer_size = footer_length(tail.first().map_or(&[], |tail| tail)).map_err(|what| corrupt(&meta, what))?;
-        }
-        let start = meta.size.checked_sub(footer_size + 8).ok_or_else(|| corrupt(&meta, "its footer is larger than the file"))?;
-        let bytes = fetch(store, &meta, std::slice::from_ref(&(start..meta.size))).await?;
-        let footer = bytes.first().map_or(Err("its footer is missing".to_owned()), |bytes| read_footer(bytes, &meta));
-        let footer = footer.map_err(|what| corrupt(&meta, what))?;
         Ok(Self {
             store: store.clone(),
             meta,
             footer: Arc::new(footer),
-            first_ids: OnceLock::new(),
-            blooms: Mutex::default(),
+            layout,
+            filters,
+            small_row_group: SMALL_ROW_GROUP,
+            bounds: OnceCell::new(),
             dictionaries: Arc::default(),
         })
     }
@@ -94,6 +128,11 @@ impl Reader {
     /// The block's description.
     pub fn meta(&self) -> &Arc<Meta> {
         &self.meta
+    }
+
+    /// The block's footer.
+    pub fn footer(&self) -> &Arc<ParquetMetaData> {
+        &self.footer
     }
 
     /// Number of row groups.
@@ -106,38 +145,36 @@ impl Reader {
     /// # Errors
     /// The bucket failed, or the block is corrupt.
     pub async fn find(&self, id: TraceId) -> Result<Option<Trace>, BlockError> {
-        if !self.may_hold(id).await? {
-            return Ok(None);
-        }
-        let Some(row_group) = self.first_ids().await?.partition_point(|&first| first <= id).checked_sub(1) else { return Ok(None) };
-        let Some(found) = self.locate(row_group, id).await? else { return Ok(None) };
-        let row = found.selection.skip;
-        let job = self.pages(row_group, found).await?;
-        let trace = self.compute(job, |job| job.decode()?.trace()).await?;
-        if trace.trace_id != id {
-            return Err(self.corrupt(format!("row {row} of row group {row_group} is not that of trace {id}")));
-        }
-        Ok(Some(trace))
+        if self.filters.may_hold(&self.store, id).await? { self.look_up(id).await } else { Ok(None) }
     }
 
-    /// What the bloom filter says of an id.
-    async fn may_hold(&self, id: TraceId) -> Result<bool, BlockError> {
-        let shard = bloom::shard_of(id, self.meta.bloom_shards);
-        let known = self.blooms.lock().iter().find(|(known, _)| *known == shard).map(|(_, filter)| filter.clone());
-        if let Some(filter) = known {
-            return bloom::contains(&filter, id).map_err(|what| self.corrupt(what));
+    /// One whole trace, of which the bloom filter says that it may be there.
+    ///
+    /// # Errors
+    /// The bucket failed, or the block is corrupt.
+    pub async fn look_up(&self, id: TraceId) -> Result<Option<Trace>, BlockError> {
+        let Some(number) = self.bounds().await?.find(id) else { return Ok(None) };
+        let group = self.group(number)?;
+        let leaves = self.layout.leaves_of(Projection::ALL);
+        let small = group.bytes(&leaves) <= self.small_row_group;
+        let first = if small { leaves.clone() } else { vec![self.layout.trace_id()] };
+
+        let mut ranges: Vec<_> = first.iter().map(|&leaf| (Role::ParquetPage, group.chunk_range(leaf))).collect();
+        let indexes = offset_indexes(&group, &leaves);
+        ranges.extend(indexes.iter().map(|index| (Role::ParquetOffsetIdx, index.clone())));
+        let left = LOOK_UP_READS.saturating_sub(1 + requests(&ranges)).max(1);
+        let parts = self.fetch(&ranges).await?;
+
+        let row = Row { id, group, layout: Arc::clone(&self.layout), dictionaries: Arc::clone(&self.dictionaries), leaves };
+        if small {
+            return self.compute(move || row.locate(&parts)?.map(|(at, wanted)| row.decode(at, &wanted, &parts)).transpose()).await;
         }
-        let filter = self.store.get(&self.meta.tenant_id, self.meta.block_id, &format!("bloom-{shard}")).await;
-        let filter = filter.map_err(|source| failed(&self.meta, source))?;
-        let may_hold = bloom::contains(&filter, id).map_err(|what| self.corrupt(what))?;
-        let mut kept = self.blooms.lock();
-        if !kept.iter().any(|(known, _)| *known == shard) {
-            kept.push_back((shard, filter));
-            while kept.iter().map(|(_, filter)| filter.len()).sum::<usize>() > KEPT_BLOOM_BYTES {
-                kept.pop_front();
-            }
-        }
-        Ok(may_hold)
+        let (row, located) = self.compute(move || row.locate(&parts).map(|located| (row, located))).await?;
+        let Some((at, wanted)) = located else { return Ok(None) };
+        let ranges: Vec<_> = wanted.iter().flat_map(Wanted::ranges).collect();
+        let ranges: Vec<_> = cover(&ranges, left).into_iter().map(|range| (Role::ParquetPage, range)).collect();
+        let parts = self.fetch(&ranges).await?;
+        self.compute(move || row.decode(at, &wanted, &parts)).await.map(Some)
     }
 
     /// The traces of one row group, in order of their ids.
@@ -145,14 +182,7 @@ impl Reader {
     /// # Errors
     /// The bucket failed, or the block is corrupt.
     pub async fn scan(&self, row_group: usize, projection: Projection) -> Result<Vec<Trace>, BlockError> {
-        let resource = dedicated_names(&self.meta.dedicated_columns, "resource").len();
-        let span = dedicated_names(&self.meta.dedicated_columns, "span").len();
-        let (job, count) = self.chunks(row_group, decode::leaves_of(projection, resource, span)).await?;
-        self.compute(job, move |job| {
-            let mut rows = job.decode()?;
-            (0..count).map(|_| rows.trace()).collect()
-        })
-        .await
+        self.rows(row_group, self.layout.leaves_of(projection), Rows::trace).await
     }
 
     /// Identity of every span of the block, for recovery.
@@ -162,16 +192,173 @@ impl Reader {
     pub async fn span_keys(&self) -> Result<BTreeMap<TraceId, Vec<SpanKey>>, BlockError> {
         let mut keys = BTreeMap::new();
         for row_group in 0..self.row_groups() {
-            let (job, count) = self.chunks(row_group, vec![at::TRACE_ID, at::SPAN_ID, at::KIND]).await?;
-            let found: Vec<_> = self
-                .compute(job, move |job| {
-                    let mut rows = job.decode()?;
-                    (0..count).map(|_| rows.span_keys()).collect()
-                })
-                .await?;
-            keys.extend(found);
+            keys.extend(self.rows(row_group, self.layout.key_leaves().to_vec(), Rows::span_keys).await?);
         }
         Ok(keys)
+    }
+
+    /// Something of every row of a row group.
+    async fn rows<T: Send + 'static>(
+        &self,
+        row_group: usize,
+        leaves: Vec<usize>,
+        read: fn(&mut Rows) -> Result<T, Wrong>,
+    ) -> Result<Vec<T>, BlockError> {
+        let group = self.group(row_group)?;
+        let parts = self.fetch_chunks(&group, &leaves).await?;
+        let layout = Arc::clone(&self.layout);
+        self.compute(move || {
+            let mut decoder = Decoder::default();
+            let mut rows = Rows::new(layout);
+            for leaf in leaves {
+                rows.insert(leaf, Leaf::new(whole(&group, &mut decoder, leaf, &parts)?));
+            }
+            (0..group.rows).map(|_| read(&mut rows)).collect()
+        })
+        .await
+    }
+
+    /// Columns of all rows of a row group: of `leaves`, in their order.
+    ///
+    /// # Errors
+    /// The bucket failed, or the block is corrupt.
+    pub async fn columns(&self, row_group: usize, leaves: &[usize]) -> Result<Vec<Column>, BlockError> {
+        let group = self.group(row_group)?;
+        let leaves = self.known(leaves)?;
+        let parts = self.fetch_chunks(&group, &leaves).await?;
+        self.compute(move || {
+            let mut decoder = Decoder::default();
+            leaves.into_iter().map(|leaf| whole(&group, &mut decoder, leaf, &parts)).collect()
+        })
+        .await
+    }
+
+    /// The offset indexes of some leaves of a row group, for reading their rows piece by piece.
+    ///
+    /// # Errors
+    /// The bucket failed, or the block is corrupt.
+    pub async fn pages(&self, row_group: usize, leaves: &[usize]) -> Result<Pages, BlockError> {
+        let group = self.group(row_group)?;
+        let leaves = self.known(leaves)?;
+        let ranges: Vec<_> = offset_indexes(&group, &leaves).into_iter().map(|index| (Role::ParquetOffsetIdx, index)).collect();
+        let parts = self.fetch(&ranges).await?;
+        let pages = leaves.iter().map(|&leaf| pages(&group, leaf, &parts)).collect::<Result<_, _>>();
+        let pages = pages.map_err(|what| self.corrupt(what))?;
+        let dictionaries = vec![None; leaves.len()];
+        Ok(Pages { group: Arc::new(group), leaves, pages, dictionaries })
+    }
+
+    /// Columns of some rows: of the leaves of `pages`, in their order. Dictionaries are kept in `pages`, so that they are read once and
+    /// are the same for all columns of a leaf.
+    ///
+    /// # Errors
+    /// The bucket failed, the block is corrupt, or the row group has fewer rows.
+    pub async fn columns_of(&self, pages: &mut Pages, rows: Range<usize>) -> Result<Vec<Column>, BlockError> {
+        let group = Arc::clone(&pages.group);
+        let wanted = |(at, &leaf): (usize, &usize)| {
+            let wanted = group.pages_of(leaf, pages.pages[at].as_deref(), &rows);
+            if pages.dictionaries[at].is_some() { Wanted { dictionary: None, ..wanted } } else { wanted }
+        };
+        let wanted: Vec<_> = pages.leaves.iter().enumerate().map(wanted).collect();
+        let ranges: Vec<_> = wanted.iter().flat_map(Wanted::ranges).map(|range| (Role::ParquetPage, range)).collect();
+        let parts = self.fetch(&ranges).await?;
+        let known = pages.dictionaries.clone();
+        let columns = self
+            .compute(move || {
+                let mut decoder = Decoder::default();
+                let column = |(wanted, known): (Wanted, Option<Arc<Strings>>)| {
+                    group.column(&mut decoder, wanted.leaf, &wanted.fetched(&parts, known)?, rows.clone())
+                };
+                wanted.into_iter().zip(known).map(column).collect::<Result<Vec<_>, _>>()
+            })
+            .await?;
+        for (kept, column) in pages.dictionaries.iter_mut().zip(&columns) {
+            if let Values::Codes { dictionary, .. } = &column.values {
+                kept.get_or_insert_with(|| Arc::clone(dictionary));
+            }
+        }
+        Ok(columns)
+    }
+
+    /// The dictionary of a leaf of a row group, which says what values the leaf can have there; none if it has none.
+    ///
+    /// # Errors
+    /// The bucket failed, or the block is corrupt.
+    pub async fn dictionary(&self, row_group: usize, leaf: usize) -> Result<Option<Dictionary>, BlockError> {
+        let pages = self.pages(row_group, &[leaf]).await?;
+        let wanted = pages.group.pages_of(leaf, pages.pages[0].as_deref(), &(0..0));
+        // Without an offset index the dictionary may be anywhere in the chunk.
+        let range = wanted.dictionary.unwrap_or(wanted.pages);
+        let parts = self.fetch(&[(Role::ParquetPage, range.clone())]).await?;
+        self.compute(move || pages.group.dictionary(&mut Decoder::default(), leaf, &parts.get(&range)?)).await
+    }
+
+    /// Checks numbers of leaves.
+    fn known(&self, leaves: &[usize]) -> Result<Vec<usize>, BlockError> {
+        match leaves.iter().find(|&&leaf| leaf >= self.layout.leaves()) {
+            Some(leaf) => Err(self.corrupt(format!("it has no leaf {leaf}"))),
+            None => Ok(leaves.to_vec()),
+        }
+    }
+
+    /// What the footer says of a row group.
+    pub(super) fn group(&self, number: usize) -> Result<RowGroup, BlockError> {
+        RowGroup::new(&self.footer, number, self.layout.leaves(), self.meta.size).map_err(|what| self.corrupt(what))
+    }
+
+    async fn fetch_chunks(&self, group: &RowGroup, leaves: &[usize]) -> Result<Parts, BlockError> {
+        let ranges: Vec<_> = leaves.iter().map(|&leaf| (Role::ParquetPage, group.chunk_range(leaf))).collect();
+        self.fetch(&ranges).await
+    }
+
+    async fn fetch(&self, ranges: &[(Role, Range<u64>)]) -> Result<Parts, BlockError> {
+        fetch(&self.store, &self.meta, ranges).await
+    }
+
+    /// Which ids the row groups hold: by the statistics, by the object `index`, or by the ids themselves.
+    async fn bounds(&self) -> Result<&Bounds, BlockError> {
+        self.bounds.get_or_try_init(|| self.find_bounds()).await
+    }
+
+    async fn find_bounds(&self) -> Result<Bounds, BlockError> {
+        let leaf = self.layout.trace_id();
+        let first = |group: &parquet::file::metadata::RowGroupMetaData| match group.column(leaf).statistics() {
+            // Tempo does not say whether bounds are exact. One that was cut would be shorter than an id.
+            Some(Statistics::ByteArray(bounds)) => bounds.min_opt().and_then(|min| min.data().try_into().ok()).map(TraceId),
+            _ => None,
+        };
+        let (bounds, source) = if let Some(first) = self.footer.row_groups().iter().map(first).collect::<Option<Vec<_>>>() {
+            (Bounds::First(first), "statistics")
+        } else if let Some(last) = self.index().await? {
+            (Bounds::Last(last), "index")
+        } else {
+            let mut first = Vec::with_capacity(self.row_groups());
+            for row_group in 0..self.row_groups() {
+                let ids = self.columns(row_group, &[leaf]).await?;
+                first.push(ids.first().and_then(|ids| ids.values.string(0)).map(trace_id).unwrap_or_default());
+            }
+            (Bounds::First(first), "ids")
+        };
+        let (Bounds::First(ids) | Bounds::Last(ids)) = &bounds;
+        if ids.is_sorted() { Ok(bounds) } else { Err(self.corrupt(format!("by its {source} its row groups are not sorted"))) }
+    }
+
+    /// The last id of every row group by the object `index`, if it is there and fits.
+    async fn index(&self) -> Result<Option<Vec<TraceId>>, BlockError> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            #[serde(rename = "rowGroups")]
+            row_groups: Vec<String>,
+        }
+        let bytes = match self.store.read(Role::TraceIdIndex, &self.meta.tenant_id, self.meta.block_id, "index").await {
+            Ok(bytes) => bytes,
+            Err(StoreError { source: object_store::Error::NotFound { .. }, .. }) => return Ok(None),
+            Err(source) => return Err(failed(&self.meta, source)),
+        };
+        let Ok(index) = serde_json::from_slice::<Index>(&bytes) else { return Ok(None) };
+        let id = |text: &String| STANDARD.decode(text).ok()?.try_into().ok().map(TraceId);
+        let ids = index.row_groups.iter().map(id).collect::<Option<Vec<_>>>();
+        Ok(ids.filter(|ids| ids.len() == self.row_groups()))
     }
 
     fn corrupt(&self, what: impl Into<String>) -> BlockError {
@@ -179,258 +366,159 @@ impl Reader {
     }
 
     /// Runs CPU-bound work where it holds nobody up.
-    async fn compute<I: Send + 'static, T: Send + 'static>(
-        &self,
-        input: I,
-        work: impl FnOnce(I) -> Result<T, Wrong> + Send + 'static,
-    ) -> Result<T, BlockError> {
-        let done = tokio::task::spawn_blocking(move || work(input)).await;
+    async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T, Wrong> + Send + 'static) -> Result<T, BlockError> {
+        let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|_| self.corrupt("its decoder panicked"))?.map_err(|what| self.corrupt(what))
     }
-
-    /// Row group, its rows, and the largest number of entries that its leaves may have.
-    fn group(&self, row_group: usize) -> Result<(&RowGroupMetaData, usize, usize), BlockError> {
-        if row_group >= self.row_groups() {
-            return Err(self.corrupt(format!("it has no row group {row_group}")));
-        }
-        let group = self.footer.row_group(row_group);
-        let mut bytes = 0u64;
-        for leaf in 0..at::LEAVES {
-            let range = chunk_range(group.column(leaf), self.meta.size).map_err(|what| self.corrupt(what))?;
-            bytes += range.end - range.start;
-        }
-        let limit = usize::try_from(bytes.saturating_mul(32).saturating_add(1024)).unwrap_or(usize::MAX);
-        match usize::try_from(group.num_rows()) {
-            Ok(rows) if rows <= limit => Ok((group, rows, limit)),
-            _ => Err(self.corrupt(format!("row group {row_group} claims {} rows", group.num_rows()))),
-        }
-    }
-
-    /// Fetches whole chunks of the given leaves, which are sorted.
-    async fn chunks(&self, row_group: usize, leaves: Vec<usize>) -> Result<(Job, usize), BlockError> {
-        let (group, rows, limit) = self.group(row_group)?;
-        let ranges: Result<Vec<_>, _> = leaves.iter().map(|&leaf| chunk_range(group.column(leaf), self.meta.size)).collect();
-        let ranges = ranges.map_err(|what| self.corrupt(what))?;
-        let bytes = fetch(&self.store, &self.meta, &ranges).await?;
-        let fetched = leaves.into_iter().zip(ranges).zip(bytes);
-        let leaves = fetched.map(|((leaf, range), bytes)| (leaf, Parts(vec![(range.start, bytes)]), None)).collect();
-        Ok((self.job(row_group, leaves, Selection { skip: 0, take: rows, all: rows, limit }), rows))
-    }
-
-    fn job(&self, row_group: usize, leaves: Vec<(usize, Parts, Option<Vec<PageLocation>>)>, selection: Selection) -> Job {
-        let names = |scope| dedicated_names(&self.meta.dedicated_columns, scope).into_iter().map(str::to_owned).collect();
-        let rows = Rows::new(names("resource"), names("span"));
-        Job { footer: Arc::clone(&self.footer), dictionaries: Arc::clone(&self.dictionaries), row_group, leaves, selection, rows }
-    }
-
-    async fn trace_ids(&self, row_group: usize) -> Result<Vec<TraceId>, BlockError> {
-        let (job, _) = self.chunks(row_group, vec![at::TRACE_ID]).await?;
-        self.compute(job, Job::trace_ids).await
-    }
-
-    /// First id of every row group: from the statistics, or from the ids themselves.
-    async fn first_ids(&self) -> Result<&[TraceId], BlockError> {
-        if let Some(known) = self.first_ids.get() {
-            return Ok(known);
-        }
-        let mut first_ids = Vec::with_capacity(self.row_groups());
-        for row_group in 0..self.row_groups() {
-            let (group, ..) = self.group(row_group)?;
-            let first = match group.column(at::TRACE_ID).statistics() {
-                Some(Statistics::ByteArray(bounds)) if bounds.min_is_exact() => {
-                    bounds.min_opt().and_then(|min| min.data().try_into().ok()).map(TraceId)
-                }
-                _ => None,
-            };
-            first_ids.push(match first {
-                Some(first) => first,
-                None => self.trace_ids(row_group).await?.first().copied().unwrap_or_default(),
-            });
-        }
-        if !first_ids.is_sorted() {
-            return Err(self.corrupt("its row groups are not sorted by trace id"));
-        }
-        Ok(self.first_ids.get_or_init(|| first_ids))
-    }
-
-    /// Looks for an id among those of a row group; fetches the offset indexes on the way.
-    async fn locate(&self, row_group: usize, id: TraceId) -> Result<Option<Located>, BlockError> {
-        let (group, rows, limit) = self.group(row_group)?;
-        let names = |scope| dedicated_names(&self.meta.dedicated_columns, scope).len();
-        let leaves = decode::leaves_of(Projection::ALL, names("resource"), names("span"));
-        let index =
-            |&leaf: &usize| group.column(leaf).offset_index_range().filter(|range| range.start <= range.end && range.end <= self.meta.size);
-        let indexes: Vec<Option<Range<u64>>> = leaves.iter().map(index).collect();
-        let ids = chunk_range(group.column(at::TRACE_ID), self.meta.size).map_err(|what| self.corrupt(what))?;
-        let start = ids.start;
-        let wanted: Vec<_> = std::iter::once(ids).chain(indexes.iter().flatten().cloned()).collect();
-        let mut fetched = fetch(&self.store, &self.meta, &wanted).await?.into_iter();
-        let ids = Parts(vec![(start, fetched.next().unwrap_or_default())]);
-        let mut located = Vec::with_capacity(leaves.len());
-        for (leaf, index) in leaves.into_iter().zip(indexes) {
-            located.push((leaf, index.and_then(|_| fetched.next())));
-        }
-        let whole = Selection { skip: 0, take: rows, all: rows, limit };
-        let job = self.job(row_group, vec![(at::TRACE_ID, ids, None)], whole);
-        let row = self.compute(job, move |job| job.row_of(id)).await?;
-        Ok(row.map(|row| Located { leaves: located, selection: Selection { skip: row, take: 1, ..whole } }))
-    }
-
-    /// Fetches, for all leaves of one row, the dictionary and the page that holds the row, or the chunk if there is no offset index.
-    async fn pages(&self, row_group: usize, located: Located) -> Result<Job, BlockError> {
-        let (group, ..) = self.group(row_group)?;
-        let Located { leaves, selection } = located;
-        let mut plan = Vec::with_capacity(leaves.len());
-        let mut ranges = Vec::new();
-        for (leaf, index) in leaves {
-            let chunk = group.column(leaf);
-            let range = chunk_range(chunk, self.meta.size).map_err(|what| self.corrupt(what))?;
-            let pages = index.map(|bytes| read_pages(&bytes, chunk, &range, selection.all)).transpose();
-            let pages = pages.map_err(|what| self.corrupt(what))?;
-            let before = ranges.len();
-            match &pages {
-                None => ranges.push(range),
-                Some(pages) => {
-                    let page = page_of(pages, selection.skip);
-                    let first = pages[0].offset as u64;
-                    if first > range.start {
-                        ranges.push(range.start..first);
-                    }
-                    let start = pages[page].offset as u64;
-                    ranges.push(start..start + pages[page].compressed_page_size as u64);
-                }
-            }
-            plan.push((leaf, before..ranges.len(), pages));
-        }
-        let bytes = fetch(&self.store, &self.meta, &ranges).await?;
-        let parts = |parts: Range<usize>| Parts(parts.map(|at| (ranges[at].start, bytes[at].clone())).collect());
-        let leaves = plan.into_iter().map(|(leaf, at, pages)| (leaf, parts(at), pages)).collect();
-        Ok(self.job(row_group, leaves, selection))
-    }
 }
 
-/// The page that holds a row. There is a first page, and its first row is 0.
-fn page_of(pages: &[PageLocation], row: usize) -> usize {
-    pages.partition_point(|page| page.first_row_index as usize <= row) - 1
-}
-
-/// A row, and the offset indexes of the leaves that it needs, where there are any.
+/// Where the pages of some leaves of a row group lie, and their dictionaries as far as they were needed.
 #[derive(Debug)]
-struct Located {
-    leaves: Vec<(usize, Option<Bytes>)>,
-    selection: Selection,
+pub struct Pages {
+    group: Arc<RowGroup>,
+    leaves: Vec<usize>,
+    /// By position in `leaves`; none if the leaf has no offset index.
+    pages: Vec<Option<Vec<PageLocation>>>,
+    dictionaries: Vec<Option<Arc<Strings>>>,
 }
 
-/// Fetched bytes that wait to be decoded.
+impl Pages {
+    /// Number of rows of the row group.
+    pub fn rows(&self) -> usize {
+        self.group.rows
+    }
+
+    /// Compressed bytes of all pages that hold some rows, dictionaries left out.
+    pub fn bytes(&self, rows: &Range<usize>) -> u64 {
+        let bytes = |(at, &leaf): (usize, &usize)| {
+            let pages = self.group.pages_of(leaf, self.pages[at].as_deref(), rows).pages;
+            pages.end - pages.start
+        };
+        self.leaves.iter().enumerate().map(bytes).sum()
+    }
+}
+
+/// A trace that is looked for in a row group.
 #[derive(Debug)]
-struct Job {
-    footer: Arc<ParquetMetaData>,
+struct Row {
+    id: TraceId,
+    group: RowGroup,
+    layout: Arc<Layout>,
     dictionaries: Arc<Dictionaries>,
-    row_group: usize,
-    leaves: Vec<(usize, Parts, Option<Vec<PageLocation>>)>,
-    selection: Selection,
-    rows: Rows,
+    leaves: Vec<usize>,
 }
 
-impl Job {
-    fn decode(mut self) -> Result<Rows, Wrong> {
-        let mut decoder = Decoder::new(Arc::clone(&self.dictionaries), self.row_group).map_err(|error| error.to_string())?;
-        let group = self.footer.row_group(self.row_group);
-        for (position, parts, pages) in self.leaves {
-            let chunk = group.column(position);
-            let one = match &pages {
-                Some(pages) if self.selection.take == 1 => {
-                    let row = self.selection.skip - pages[page_of(pages, self.selection.skip)].first_row_index as usize;
-                    decoder.leaf(position, chunk, &parts, row, self.selection.limit)?
-                }
-                _ => Decoded::Foreign,
-            };
-            self.rows.leaves[position] = Some(match one {
-                Decoded::Done(leaf) => leaf,
-                Decoded::Foreign => leaf::leaf(&chunk.column_descr_ptr(), chunk, parts, pages, self.selection)?,
-            });
+impl Row {
+    /// The row of the trace, and where its pages lie.
+    fn locate(&self, parts: &Parts) -> Result<Option<(usize, Vec<Wanted>)>, Wrong> {
+        let ids = whole(&self.group, &mut Decoder::default(), self.layout.trace_id(), parts)?;
+        let id = |row: usize| ids.values.string(row).map(trace_id).ok_or("its trace ids are no strings");
+        let (mut low, mut high) = (0, self.group.rows);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if id(middle)? < self.id { low = middle + 1 } else { high = middle }
         }
-        Ok(self.rows)
+        if low == self.group.rows || id(low)? != self.id {
+            return Ok(None);
+        }
+        let wanted = |&leaf: &usize| Ok(self.group.pages_of(leaf, pages(&self.group, leaf, parts)?.as_deref(), &(low..low + 1)));
+        let wanted = self.leaves.iter().map(wanted).collect::<Result<_, Wrong>>()?;
+        Ok(Some((low, wanted)))
     }
 
-    /// The trace ids of the row group; nothing else was fetched.
-    fn trace_ids(self) -> Result<Vec<TraceId>, Wrong> {
-        let Selection { all, limit, .. } = self.selection;
-        if let Some((_, parts, _)) = self.leaves.first() {
-            let chunk = self.footer.row_group(self.row_group).column(at::TRACE_ID);
-            let mut decoder = Decoder::new(Arc::clone(&self.dictionaries), self.row_group).map_err(|error| error.to_string())?;
-            if let Decoded::Done(ids) = decoder.trace_ids(chunk, parts, all, limit)? {
-                return Ok(ids);
+    /// The trace, in this row.
+    fn decode(&self, row: usize, wanted: &[Wanted], parts: &Parts) -> Result<Trace, Wrong> {
+        let mut decoder = Decoder::default();
+        let mut rows = Rows::new(Arc::clone(&self.layout));
+        for wanted in wanted {
+            let known = self.dictionaries.get(self.group.number, wanted.leaf);
+            let fetched = wanted.fetched(parts, known)?;
+            let column = self.group.column(&mut decoder, wanted.leaf, &fetched, row..row + 1)?;
+            if let Values::Codes { dictionary, .. } = &column.values {
+                self.dictionaries.keep(self.group.number, wanted.leaf, dictionary);
             }
+            rows.insert(wanted.leaf, Leaf::new(column));
         }
-        let mut decoded = self.decode()?;
-        decoded.leaves[at::TRACE_ID].take().ok_or_else(|| "its trace ids are missing".to_owned())?.trace_ids(all)
-    }
-
-    fn row_of(self, id: TraceId) -> Result<Option<usize>, Wrong> {
-        self.trace_ids().map(|ids| ids.binary_search(&id).ok())
+        let trace = rows.trace()?;
+        if trace.trace_id != self.id {
+            return Err(format!("row {row} of row group {} is not that of trace {}", self.group.number, self.id));
+        }
+        Ok(trace)
     }
 }
 
-fn corrupt(meta: &Meta, what: impl Into<String>) -> BlockError {
+impl Wanted {
+    /// The pages, in the order of the file.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        self.dictionary.iter().cloned().chain([self.pages.clone()])
+    }
+
+    /// What was fetched of them; the dictionary may be known already.
+    pub(super) fn fetched(&self, parts: &Parts, dictionary: Option<Arc<Strings>>) -> Result<Fetched, Wrong> {
+        let dictionary_page = self.dictionary.as_ref().filter(|_| dictionary.is_none());
+        let pages = dictionary_page.into_iter().chain([&self.pages]).map(|range| parts.get(range)).collect::<Result<_, _>>()?;
+        Ok(Fetched { dictionary: dictionary.map(Dictionary::Strings), pages, first_row: self.first_row })
+    }
+}
+
+/// The column of all rows of a leaf.
+fn whole(group: &RowGroup, decoder: &mut Decoder, leaf: usize, parts: &Parts) -> Result<Column, Wrong> {
+    group.column(decoder, leaf, &Fetched::whole(parts.get(&group.chunk_range(leaf))?), 0..group.rows)
+}
+
+/// The offset index of a leaf, if it has one.
+pub(super) fn pages(group: &RowGroup, leaf: usize, parts: &Parts) -> Result<Option<Vec<PageLocation>>, Wrong> {
+    let Some(range) = group.offset_index_range(leaf) else { return Ok(None) };
+    group.read_offset_index(leaf, &parts.get(&range)?).map(Some)
+}
+
+/// Where the offset indexes of some leaves lie: in one piece where that is not much more than they are.
+pub(super) fn offset_indexes(group: &RowGroup, leaves: &[usize]) -> Vec<Range<u64>> {
+    let ranges: Vec<_> = leaves.iter().filter_map(|&leaf| group.offset_index_range(leaf)).collect();
+    backend::join(&ranges)
+}
+
+/// How many requests the store makes of ranges when none is cached.
+fn requests(ranges: &[(Role, Range<u64>)]) -> usize {
+    let ranges: Vec<_> = ranges.iter().map(|(_, range)| range.clone()).collect();
+    backend::join(&ranges).len()
+}
+
+pub(super) fn corrupt(meta: &Meta, what: impl Into<String>) -> BlockError {
     BlockError::Corrupt { block: meta.block_id, tenant: meta.tenant_id.clone(), what: what.into() }
 }
 
-fn failed(meta: &Meta, source: StoreError) -> BlockError {
+pub(super) fn failed(meta: &Meta, source: StoreError) -> BlockError {
     BlockError::Store { block: meta.block_id, tenant: meta.tenant_id.clone(), source: Box::new(source) }
 }
 
-/// Ranges of the Parquet file. Each answer has the length that was asked for.
-async fn fetch(store: &Store, meta: &Meta, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, BlockError> {
-    let bytes = store.get_ranges(&meta.tenant_id, meta.block_id, DATA, ranges).await.map_err(|source| failed(meta, source))?;
+/// The footer with its length and magic. Metas of the first releases do not say how long it is.
+async fn footer_bytes(store: &Store, meta: &Meta) -> Result<Bytes, BlockError> {
+    let one = async |start: u64| {
+        let range = start..meta.size;
+        let parts = fetch(store, meta, &[(Role::ParquetFooter, range.clone())]).await?;
+        parts.get(&range).map_err(|what| corrupt(meta, what))
+    };
+    let start =
+        |length: u64| meta.size.checked_sub(length + footer::TAIL).ok_or_else(|| corrupt(meta, "its footer is larger than the file"));
+    if meta.footer_size > 0 {
+        return one(start(meta.footer_size.into())?).await;
+    }
+    let guess = one(meta.size.saturating_sub(GUESSED_FOOTER)).await?;
+    let start = start(footer::length(&guess).map_err(|what| corrupt(meta, what))?)?;
+    match start.checked_sub(meta.size - guess.len() as u64) {
+        Some(skip) => Ok(guess.slice(skip as usize..)),
+        None => one(start).await,
+    }
+}
+
+/// Ranges of the Parquet file.
+async fn fetch(store: &Store, meta: &Meta, ranges: &[(Role, Range<u64>)]) -> Result<Parts, BlockError> {
+    let bytes = store.read_ranges(&meta.tenant_id, meta.block_id, DATA, ranges).await.map_err(|source| failed(meta, source))?;
     let complete =
-        bytes.len() == ranges.len() && bytes.iter().zip(ranges).all(|(bytes, range)| bytes.len() as u64 == range.end - range.start);
-    if complete { Ok(bytes) } else { Err(corrupt(meta, "data.parquet is shorter than meta.json says")) }
-}
-
-fn footer_length(tail: &[u8]) -> Result<u64, Wrong> {
-    match tail {
-        [a, b, c, d, b'P', b'A', b'R', b'1'] => Ok(u32::from_le_bytes([*a, *b, *c, *d]).into()),
-        _ => Err("data.parquet does not end as a Parquet file".to_owned()),
+        bytes.len() == ranges.len() && bytes.iter().zip(ranges).all(|(bytes, (_, range))| bytes.len() as u64 == range.end - range.start);
+    if !complete {
+        return Err(corrupt(meta, "data.parquet is shorter than meta.json says"));
     }
-}
-
-/// Decodes and checks the footer with its length and magic.
-fn read_footer(bytes: &[u8], meta: &Meta) -> Result<ParquetMetaData, Wrong> {
-    let (footer, tail) = bytes.split_at(bytes.len().saturating_sub(8));
-    if footer_length(tail)? != footer.len() as u64 {
-        return Err("the length of the footer is not what meta.json says".to_owned());
-    }
-    let decoded = catch_unwind(AssertUnwindSafe(|| ParquetMetaDataReader::decode_metadata(footer)));
-    let metadata = match decoded {
-        Ok(Ok(metadata)) => metadata,
-        Ok(Err(error)) => return Err(format!("footer: {error}")),
-        Err(_) => return Err("footer: its decoder panicked".to_owned()),
-    };
-    if let Some(difference) = schema::difference(schema::v4(), metadata.file_metadata().schema_descr()) {
-        return Err(format!("its columns are not those of {}: {difference}", meta.format));
-    }
-    if metadata.row_groups().iter().any(|group| group.num_columns() < at::LEAVES) {
-        return Err("a row group lacks columns".to_owned());
-    }
-    Ok(metadata)
-}
-
-/// Decodes and checks an offset index: its pages lie in the chunk, and their first rows ascend from 0.
-fn read_pages(bytes: &[u8], chunk: &ColumnChunkMetaData, range: &Range<u64>, rows: usize) -> Result<Vec<PageLocation>, Wrong> {
-    let wrong = |what: &dyn std::fmt::Display| format!("offset index of \"{}\": {what}", chunk.column_path());
-    let decoded = catch_unwind(|| decode_offset_index(bytes)).map_err(|_| wrong(&"its decoder panicked"))?;
-    let pages = decoded.map_err(|error| wrong(&error))?.page_locations().clone();
-    let inside = |page: &PageLocation| {
-        let start = u64::try_from(page.offset).ok()?;
-        let end = start.checked_add(u64::try_from(page.compressed_page_size).ok()?)?;
-        (start >= range.start && end <= range.end).then_some(())
-    };
-    let ascending = pages.windows(2).all(|two| two[0].first_row_index < two[1].first_row_index && two[0].offset < two[1].offset);
-    let first = pages.first().is_some_and(|page| page.first_row_index == 0);
-    let last = pages.last().is_some_and(|page| usize::try_from(page.first_row_index).is_ok_and(|row| row < rows));
-    if !first || !last || !ascending || pages.iter().any(|page| inside(page).is_none()) {
-        return Err(wrong(&"its pages do not fit the chunk"));
-    }
-    Ok(pages)
+    Ok(Parts::new(ranges.iter().map(|(_, range)| range.start).zip(bytes).collect()))
 }

@@ -1,13 +1,15 @@
 //! The few Thrift structures that lie outside the footer: page headers and offset indexes, in the compact protocol.
 //!
-//! Headers are written by hand because pages are made here; everything else of the footer is the `parquet` crate's. [`page_sizes`] reads
-//! headers of untrusted chunks just far enough to know how much memory decoding them would ask for.
+//! Both are written and read here because pages are; everything else of the footer is the `parquet` crate's.
 
 use super::encoding::{varint, zigzag};
 
+const TRUE: u8 = 1;
+const FALSE: u8 = 2;
 const I32: u8 = 5;
 const I64: u8 = 6;
 const LIST: u8 = 9;
+const SET: u8 = 10;
 const STRUCT: u8 = 12;
 
 /// A structure being written. Fields come in ascending order.
@@ -122,32 +124,60 @@ pub(crate) struct PageHeader {
     pub(crate) crc: Option<u32>,
     /// Encoding of the values.
     pub(crate) encoding: i64,
-    /// Whether the levels of a data page of version 1 have the encoding RLE.
+    /// Whether the levels have the encoding RLE, as those of version 2 always have.
     pub(crate) rle_levels: bool,
+    /// What only data pages of version 2 say.
+    pub(crate) v2: Option<PageV2>,
 }
 
-/// Reads the sizes in the header at the start of `bytes`.
-///
-/// # Errors
-/// What is wrong with it. All sizes of an accepted header are non-negative, and the page lies inside `bytes`.
-pub(crate) fn page_sizes(bytes: &[u8]) -> Result<PageSizes, &'static str> {
-    page_header(bytes).map(|header| header.sizes)
+/// What the header of a data page of version 2 says beyond that of version 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageV2 {
+    pub(crate) rows: usize,
+    /// Bytes of the definition levels, which are not compressed and come second.
+    pub(crate) definition: usize,
+    /// Bytes of the repetition levels, which are not compressed and come first.
+    pub(crate) repetition: usize,
+    /// Whether the values are compressed.
+    pub(crate) compressed: bool,
 }
+
+/// Kinds of pages.
+pub(crate) const DATA_PAGE: i64 = 0;
+pub(crate) const DICTIONARY_PAGE: i64 = 2;
+pub(crate) const DATA_PAGE_V2: i64 = 3;
 
 /// Reads the header at the start of `bytes`.
 ///
 /// # Errors
-/// As of [`page_sizes`].
-pub(crate) fn page_header(bytes: &[u8]) -> Result<PageHeader, &'static str> {
+/// What is wrong with it. All sizes of an accepted header are non-negative, and the page lies inside `bytes`.
+pub(crate) fn page_header(bytes: &[u8]) -> Result<PageHeader, String> {
+    read_page_header(bytes).map_err(|what| format!("a page header {what}"))
+}
+
+fn read_page_header(bytes: &[u8]) -> Result<PageHeader, &'static str> {
     let mut input = Input { bytes, at: 0 };
     let (mut uncompressed, mut compressed, mut values) = (None, None, 0);
     let (mut page, mut crc, mut encoding, mut levels) = (-1, None, -1, [-1; 2]);
+    let (mut rows, mut lengths, mut packed) = (None, [0; 2], true);
     input.fields(|input, id, kind| match (id, kind) {
         (1, I32) => input.long().map(|value| page = value),
         (2, I32) => input.long().map(|size| uncompressed = Some(size)),
         (3, I32) => input.long().map(|size| compressed = Some(size)),
         (4, I32) => input.long().map(|value| crc = Some(value as u32)),
-        (5 | 7 | 8, STRUCT) => input.fields(|input, id, kind| match (id, kind) {
+        (8, STRUCT) => input.fields(|input, id, kind| match (id, kind) {
+            (1, I32) => input.long().map(|count| values = count),
+            (3, I32) => input.long().map(|count| rows = Some(count)),
+            (4, I32) => input.long().map(|value| encoding = value),
+            (5, I32) => input.long().map(|length| lengths[0] = length),
+            (6, I32) => input.long().map(|length| lengths[1] = length),
+            (7, TRUE | FALSE) => {
+                packed = kind == TRUE;
+                Ok(())
+            }
+            _ => input.skip(kind, 16),
+        }),
+        (5 | 7, STRUCT) => input.fields(|input, id, kind| match (id, kind) {
             (1, I32) => input.long().map(|count| values = count),
             (2, I32) => input.long().map(|value| encoding = value),
             (3, I32) => input.long().map(|value| levels[0] = value),
@@ -156,13 +186,66 @@ pub(crate) fn page_header(bytes: &[u8]) -> Result<PageHeader, &'static str> {
         }),
         _ => input.skip(kind, 16),
     })?;
-    let size = |value: Option<i64>| value.and_then(|v| usize::try_from(v).ok()).ok_or("page header has a negative or missing size");
+    let size = |value: Option<i64>| value.and_then(|v| usize::try_from(v).ok()).ok_or("has a negative or missing size");
     let sizes =
         PageSizes { header: input.at, compressed: size(compressed)?, uncompressed: size(uncompressed)?, values: size(Some(values))? };
     if sizes.compressed > bytes.len() - input.at {
-        return Err("page is longer than its chunk");
+        return Err("is of a page longer than its chunk");
     }
-    Ok(PageHeader { sizes, kind: page, crc, encoding, rle_levels: levels == [i64::from(RLE); 2] })
+    let mut v2 = None;
+    if page == DATA_PAGE_V2 {
+        let [definition, repetition] = [size(Some(lengths[0]))?, size(Some(lengths[1]))?];
+        if definition.checked_add(repetition).is_none_or(|levels| levels > sizes.compressed || levels > sizes.uncompressed) {
+            return Err("has levels longer than the page");
+        }
+        v2 = Some(PageV2 { rows: size(rows)?, definition, repetition, compressed: packed });
+    }
+    let rle_levels = v2.is_some() || levels == [i64::from(RLE); 2];
+    Ok(PageHeader { sizes, kind: page, crc, encoding, rle_levels, v2 })
+}
+
+/// Where a page lies, as an offset index says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageLocation {
+    /// Where its header begins in the file.
+    pub(crate) offset: u64,
+    /// Bytes of header and body.
+    pub(crate) size: u64,
+    /// Its first row, counted from that of the row group.
+    pub(crate) first_row: usize,
+}
+
+/// Reads an offset index.
+///
+/// # Errors
+/// What is wrong with it. Whether the pages fit the chunk is for the caller to see.
+pub(crate) fn offset_index(bytes: &[u8]) -> Result<Vec<PageLocation>, &'static str> {
+    const NUMBER: &str = "has a negative or missing number";
+    let mut input = Input { bytes, at: 0 };
+    let mut pages = Vec::new();
+    input.fields(|input, id, kind| {
+        if (id, kind) != (1, LIST) {
+            return input.skip(kind, 16);
+        }
+        let count = input.list(STRUCT)?;
+        for _ in 0..count {
+            let (mut offset, mut size, mut first_row) = (-1, -1, -1);
+            input.fields(|input, id, kind| match (id, kind) {
+                (1, I64) => input.long().map(|value| offset = value),
+                (2, I32) => input.long().map(|value| size = value),
+                (3, I64) => input.long().map(|value| first_row = value),
+                _ => input.skip(kind, 16),
+            })?;
+            let page = PageLocation {
+                offset: u64::try_from(offset).map_err(|_| NUMBER)?,
+                size: u64::try_from(size).map_err(|_| NUMBER)?,
+                first_row: usize::try_from(first_row).map_err(|_| NUMBER)?,
+            };
+            pages.push(page);
+        }
+        Ok(())
+    })?;
+    Ok(pages)
 }
 
 struct Input<'a> {
@@ -172,7 +255,7 @@ struct Input<'a> {
 
 impl Input<'_> {
     fn byte(&mut self) -> Result<u8, &'static str> {
-        let byte = *self.bytes.get(self.at).ok_or("page header is torn")?;
+        let byte = *self.bytes.get(self.at).ok_or("is torn")?;
         self.at += 1;
         Ok(byte)
     }
@@ -186,7 +269,7 @@ impl Input<'_> {
                 return Ok(value);
             }
         }
-        Err("page header has a number of more than 64 bits")
+        Err("has a number of more than 64 bits")
     }
 
     fn long(&mut self) -> Result<i64, &'static str> {
@@ -209,10 +292,28 @@ impl Input<'_> {
         }
     }
 
+    /// Type of the elements of a list, and their number, which is at most that of the bytes.
+    fn list_header(&mut self) -> Result<(u8, u64), &'static str> {
+        let head = self.byte()?;
+        let count = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
+        if count > self.bytes.len() as u64 {
+            return Err("is torn");
+        }
+        Ok((head, count))
+    }
+
+    /// The number of elements of a list of this type.
+    fn list(&mut self, kind: u8) -> Result<u64, &'static str> {
+        match self.list_header()? {
+            (head, count) if head & 15 == kind || count == 0 => Ok(count),
+            _ => Err("has a list of another type"),
+        }
+    }
+
     fn skip_bytes(&mut self, count: u64) -> Result<(), &'static str> {
         let left = (self.bytes.len() - self.at) as u64;
         if count > left {
-            return Err("page header is torn");
+            return Err("is torn");
         }
         self.at += count as usize;
         Ok(())
@@ -220,10 +321,10 @@ impl Input<'_> {
 
     fn skip(&mut self, kind: u8, depth: u32) -> Result<(), &'static str> {
         if depth == 0 {
-            return Err("page header is nested too deeply");
+            return Err("is nested too deeply");
         }
         match kind {
-            1 | 2 => Ok(()),
+            TRUE | FALSE => Ok(()),
             3 => self.skip_bytes(1),
             4..=6 => self.varint().map(drop),
             7 => self.skip_bytes(8),
@@ -231,19 +332,15 @@ impl Input<'_> {
                 let length = self.varint()?;
                 self.skip_bytes(length)
             }
-            LIST | 10 => {
-                let head = self.byte()?;
-                let count = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
-                if count > self.bytes.len() as u64 {
-                    return Err("page header is torn");
-                }
+            LIST | SET => {
+                let (head, count) = self.list_header()?;
                 (0..count).try_for_each(|_| match head & 15 {
                     1 | 2 => self.skip_bytes(1),
                     kind => self.skip(kind, depth - 1),
                 })
             }
             STRUCT => self.fields(|input, _, kind| input.skip(kind, depth - 1)),
-            _ => Err("page header has a field of unknown type"),
+            _ => Err("has a field of unknown type"),
         }
     }
 }
@@ -261,12 +358,11 @@ mod tests {
             let header = bytes.len();
             bytes.extend_from_slice(b"12345rest");
             let sizes = PageSizes { header, compressed: 5, uncompressed: 1000, values: 77 };
-            assert_eq!(page_sizes(&bytes), Ok(sizes));
             let kind = if dictionary { 2 } else { 0 };
-            let expected = PageHeader { sizes, kind, crc: Some(0xdead_beef), encoding: 8, rle_levels: !dictionary };
+            let expected = PageHeader { sizes, kind, crc: Some(0xdead_beef), encoding: 8, rle_levels: !dictionary, v2: None };
             assert_eq!(page_header(&bytes), Ok(expected));
             for cut in 0..header + 5 {
-                assert!(page_sizes(&bytes[..cut]).is_err());
+                assert!(page_header(&bytes[..cut]).is_err());
             }
         }
     }
@@ -277,6 +373,15 @@ mod tests {
             let mut bytes = Vec::new();
             write_offset_index((0..usize::try_from(count).expect("small")).map(|i| (i as i64 * 1000 + 4, 999, i as i64 * 7)), &mut bytes);
             let index = parquet::file::page_index::index_reader::decode_offset_index(&bytes).expect("offset index");
+            let ours = offset_index(&bytes).expect("offset index");
+            assert_eq!(ours.len(), index.page_locations().len());
+            for (ours, theirs) in ours.iter().zip(index.page_locations()) {
+                let numbers = (ours.offset as i64, ours.size as i32, ours.first_row as i64);
+                assert_eq!(numbers, (theirs.offset, theirs.compressed_page_size, theirs.first_row_index));
+            }
+            for cut in 0..bytes.len() {
+                assert!(offset_index(&bytes[..cut]).is_err());
+            }
             let pages: Vec<_> = index.page_locations().iter().map(|p| (p.offset, p.compressed_page_size, p.first_row_index)).collect();
             assert_eq!(pages, (0..count).map(|i| (i * 1000 + 4, 999, i * 7)).collect::<Vec<_>>());
         }

@@ -1,20 +1,22 @@
 //! Resources and scopes: what spans share.
 //!
 //! ```text
-//!  message ─ cache by bytes ─► converted: numbers of its strings, sorted attributes, class ─► written wherever a row needs it
+//!  message ─ cache by bytes ─► converted: numbers of its strings, attributes, class ─► written wherever a row needs it
 //! ```
 //!
 //! They repeat in every trace, so each is converted once per row group. Those that are equal by §8.6 of block-format.md have one class,
 //! whatever their bytes.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::borrow::Cow;
 
 use super::{
     super::{
         attributes::{self, AttributeLeaves, Coded, Value},
-        columns::{Columns, Dictionary},
+        columns::Columns,
+        format::Format,
     },
-    Encoder, Leaves, RESOURCE, SCOPE,
+    Encoder, Leaves, Own, RESOURCE, SCOPE,
+    own::Slots,
 };
 use crate::otlp::{
     WireError,
@@ -30,20 +32,21 @@ pub(super) struct Resource {
     pub(super) service: u32,
     /// The same of the first string attribute `service.name`, which root spans show; in `RootServiceName`.
     pub(super) root_service: u32,
-    pub(super) leaves: Vec<(Dictionary, u32)>,
-    pub(super) attributes: Vec<(u32, Coded)>,
-    pub(super) dropped: i64,
-    pub(super) estimate: usize,
+    own: Slots,
+    attributes: Vec<(u32, Coded)>,
+    dropped: i64,
+    /// How many attributes it came with.
+    pub(super) count: usize,
 }
 
 /// A scope, converted.
 #[derive(Debug)]
 pub(super) struct Scope {
     pub(super) class: u32,
-    pub(super) name: u32,
-    pub(super) version: u32,
-    pub(super) attributes: Vec<(u32, Coded)>,
-    pub(super) dropped: i64,
+    name: u32,
+    version: u32,
+    attributes: Vec<(u32, Coded)>,
+    dropped: i64,
 }
 
 impl Encoder {
@@ -57,7 +60,7 @@ impl Encoder {
         let columns = &mut self.columns;
         let mut service: Option<Cow<'_, [u8]>> = None;
         let mut root_service: Option<Cow<'_, [u8]>> = None;
-        let mut optional: BTreeMap<Dictionary, u32> = BTreeMap::new();
+        let mut own = self.resource_own.slots();
         let mut generic = Vec::new();
         let (mut dropped, mut count) = (0, 0);
         for field in Fields::new(message) {
@@ -66,19 +69,18 @@ impl Encoder {
                 (1, Wire::Bytes(attribute)) => {
                     count += 1;
                     let (key, value) = attributes::read(attribute)?;
-                    let fixed = leaves.resource_fixed.iter().find(|(name, _)| name.as_bytes() == key).map(|(_, leaf)| *leaf);
-                    let own =
-                        fixed.or_else(|| self.resource_dedicated.iter().find(|(name, _)| name.as_bytes() == key).map(|(_, leaf)| *leaf));
-                    match (value, own) {
-                        (Value::Text(text), _) if key == b"service.name" => {
+                    match value {
+                        Value::Text(text) if key == b"service.name" => {
                             root_service.get_or_insert_with(|| text.clone());
                             service = Some(text);
                         }
-                        (Value::Text(text), Some(leaf)) => {
-                            let code = columns.code(leaf, &text);
-                            optional.insert(leaf, code);
+                        value => {
+                            let taken =
+                                self.resource_own.slot(key).is_some_and(|slot| self.resource_own.offer(columns, &mut own, slot, &value));
+                            if !taken {
+                                generic.push((key, leaves.resource_attributes.code(columns, &value)));
+                            }
                         }
-                        (value, _) => generic.push((key, leaves.resource_attributes.code(columns, value))),
                     }
                 }
                 (2, Wire::Varint(value)) => dropped = value as u32 as i32,
@@ -87,21 +89,12 @@ impl Encoder {
         }
         let service = columns.code(leaves.service, service.as_deref().unwrap_or_default());
         let root_service = columns.code(leaves.root_service, root_service.as_deref().unwrap_or_default());
-        let attributes = coded(columns, &leaves.resource_attributes, generic);
         let mut identity = Vec::new();
         identity.extend_from_slice(&service.to_le_bytes());
-        identity.extend_from_slice(&(optional.len() as u32).to_le_bytes());
-        for (leaf, code) in &optional {
-            let slot =
-                leaves.resource_fixed.iter().map(|(_, l)| l).chain(self.resource_dedicated.iter().map(|(_, l)| l)).position(|l| l == leaf);
-            identity.extend_from_slice(&(slot.unwrap_or(usize::MAX) as u32).to_le_bytes());
-            identity.extend_from_slice(&code.to_le_bytes());
-        }
-        identify(&attributes, &mut identity);
+        own.identity(&mut identity);
+        let attributes = coded(columns, &leaves.resource_attributes, generic, self.format, &mut identity);
         let (class, _) = self.resource_classes.intern(&identity);
-        let leaves = optional.into_iter().collect();
-        let resource = Resource { class, service, root_service, leaves, attributes, dropped: dropped.into(), estimate: 10 + 7 * count };
-        self.resources.push(resource);
+        self.resources.push(Resource { class, service, root_service, own, attributes, dropped: dropped.into(), count });
         Ok(found)
     }
 
@@ -122,8 +115,10 @@ impl Encoder {
                 (1, Wire::Bytes(text)) => name = text,
                 (2, Wire::Bytes(text)) => version = text,
                 (3, Wire::Bytes(attribute)) => {
-                    let (key, value) = attributes::read(attribute)?;
-                    generic.push((key, leaves.scope_attributes.code(columns, value)));
+                    if let Some((leaves, _)) = &leaves.scope_attributes {
+                        let (key, value) = attributes::read(attribute)?;
+                        generic.push((key, leaves.code(columns, &value)));
+                    }
                 }
                 (4, Wire::Varint(value)) => dropped = value as u32 as i32,
                 _ => {}
@@ -131,44 +126,57 @@ impl Encoder {
         }
         let name = columns.code(leaves.scope_name, name);
         let version = columns.code(leaves.scope_version, version);
-        let attributes = coded(columns, &leaves.scope_attributes, generic);
         let mut identity = Vec::new();
         identity.extend_from_slice(&name.to_le_bytes());
         identity.extend_from_slice(&version.to_le_bytes());
-        identify(&attributes, &mut identity);
+        let attributes = match &leaves.scope_attributes {
+            Some((leaves, _)) => coded(columns, leaves, generic, self.format, &mut identity),
+            None => Vec::new(),
+        };
         let (class, _) = self.scope_classes.intern(&identity);
         self.scopes.push(Scope { class, name, version, attributes, dropped: dropped.into() });
         Ok(found)
     }
 }
 
-/// Sorts attributes by key, those of equal keys by value, and numbers the keys.
-fn coded(columns: &mut Columns, leaves: &AttributeLeaves, mut generic: Vec<(&[u8], Coded)>) -> Vec<(u32, Coded)> {
-    generic.sort_by_cached_key(|(key, value)| {
-        let mut identity = Vec::new();
-        value.identity(&mut identity);
-        (key.to_vec(), identity)
-    });
-    generic.into_iter().map(|(key, value)| (leaves.key(columns, key), value)).collect()
-}
-
-fn identify(attributes: &[(u32, Coded)], out: &mut Vec<u8>) {
-    for (key, value) in attributes {
-        out.extend_from_slice(&key.to_le_bytes());
-        value.identity(out);
+/// Numbers the keys, and sorts attributes by key, those of equal keys by value, in the versions that do so. Appends bytes to `identity` that
+/// are equal for equal attributes in any order.
+fn coded(
+    columns: &mut Columns,
+    leaves: &AttributeLeaves,
+    generic: Vec<(&[u8], Coded)>,
+    format: Format,
+    identity: &mut Vec<u8>,
+) -> Vec<(u32, Coded)> {
+    let mut all: Vec<_> = generic
+        .into_iter()
+        .map(|(key, value)| {
+            let mut bytes = Vec::new();
+            value.identity(&mut bytes);
+            (key, bytes, leaves.key(columns, key), value)
+        })
+        .collect();
+    let mut order: Vec<usize> = (0..all.len()).collect();
+    order.sort_by(|&a, &b| (all[a].0, &all[a].1).cmp(&(all[b].0, &all[b].1)));
+    for &at in &order {
+        identity.extend_from_slice(&all[at].2.to_le_bytes());
+        identity.extend_from_slice(&all[at].1);
     }
+    if matches!(format, Format::V4 | Format::V5) {
+        all.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+    }
+    all.into_iter().map(|(_, _, key, value)| (key, value)).collect()
 }
 
 /// Writes a resource as the next of its row.
-pub(super) fn write_resource(columns: &mut Columns, leaves: &Leaves, resource: &Resource, repetition: u8) {
+pub(super) fn write_resource(columns: &mut Columns, leaves: &Leaves, own: &Own, resource: &Resource, repetition: u8) {
     columns.enter(leaves.resources, repetition, RESOURCE);
-    let latest = columns.latest(leaves.resources);
     write_attributes(columns, &leaves.resource_attributes, &resource.attributes, repetition, RESOURCE);
-    columns.push_integer(leaves.resource_dropped, resource.dropped);
-    columns.push_code(leaves.service, resource.service);
-    for &(leaf, code) in &resource.leaves {
-        columns.push_optional_code(leaf, latest, code);
+    if let Some(leaf) = leaves.resource_dropped {
+        columns.push_integer(leaf, resource.dropped);
     }
+    columns.push_code(leaves.service, resource.service);
+    own.write(columns, &resource.own, leaves.resources, repetition, RESOURCE);
 }
 
 /// Writes a scope as the next of its resource.
@@ -176,8 +184,10 @@ pub(super) fn write_scope(columns: &mut Columns, leaves: &Leaves, scope: &Scope,
     columns.enter(leaves.scopes, repetition, SCOPE);
     columns.push_code(leaves.scope_name, scope.name);
     columns.push_code(leaves.scope_version, scope.version);
-    write_attributes(columns, &leaves.scope_attributes, &scope.attributes, repetition, SCOPE);
-    columns.push_integer(leaves.scope_dropped, scope.dropped);
+    if let Some((attributes, dropped)) = &leaves.scope_attributes {
+        write_attributes(columns, attributes, &scope.attributes, repetition, SCOPE);
+        columns.push_integer(*dropped, scope.dropped);
+    }
 }
 
 fn write_attributes(columns: &mut Columns, leaves: &AttributeLeaves, attributes: &[(u32, Coded)], repetition: u8, level: u8) {

@@ -1,0 +1,249 @@
+//! From the pages of a chunk to a [`Column`].
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use parquet::basic::Compression;
+
+use super::{
+    super::thrift::{self, DATA_PAGE, DATA_PAGE_V2, DICTIONARY_PAGE, PageHeader},
+    Chunk, Column, Dictionary, Fetched, Values, Wrong,
+    codec::Codecs,
+    levels::{self, Memo},
+    values::{PLAIN, PLAIN_DICTIONARY, Page, RLE_DICTIONARY, TORN},
+};
+
+const FEWER_ROWS: &str = "it has fewer rows than its row group";
+
+/// Decodes chunks, one after the other; keeps memory for the next.
+#[derive(Debug)]
+pub struct Decoder {
+    codecs: Codecs,
+    /// A dictionary is read when a page with codes has already been decompressed.
+    dictionary_codecs: Codecs,
+    memo: Memo,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self { codecs: Codecs::new(), dictionary_codecs: Codecs::new(), memo: Memo::default() }
+    }
+}
+
+/// What is known of a chunk's dictionary.
+enum Known<'a> {
+    Nothing,
+    /// Its page, which is decoded once a value needs it.
+    Page(&'a [u8], PageHeader),
+    Dictionary(Dictionary),
+}
+
+impl Decoder {
+    /// The rows `rows` of a chunk, all of whose pages that hold them were fetched.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes, with the name of the leaf.
+    pub fn column(&mut self, chunk: &Chunk, fetched: &Fetched, rows: Range<usize>) -> Result<Column, Wrong> {
+        self.read(chunk, fetched, rows).map_err(|what| format!("leaf \"{}\": {what}", chunk.name))
+    }
+
+    /// The dictionary of a chunk whose bytes, or the first page of them, are `chunk_bytes`; none if it does not begin with one.
+    ///
+    /// # Errors
+    /// As of [`Decoder::column`].
+    pub fn dictionary(&mut self, chunk: &Chunk, chunk_bytes: &Bytes) -> Result<Option<Dictionary>, Wrong> {
+        let mut read = || {
+            let header = thrift::page_header(chunk_bytes)?;
+            if header.kind != DICTIONARY_PAGE {
+                return Ok(None);
+            }
+            Budget::new(chunk).page(&header)?;
+            read_dictionary(&mut self.dictionary_codecs, chunk, chunk_bytes, &header).map(Some)
+        };
+        read().map_err(|what: Wrong| format!("leaf \"{}\": {what}", chunk.name))
+    }
+
+    fn read(&mut self, chunk: &Chunk, fetched: &Fetched, rows: Range<usize>) -> Result<Column, Wrong> {
+        let mut column = Column {
+            repetition: Vec::new(),
+            definition: Vec::new(),
+            values: Values::none(chunk.physical)?,
+            max_definition: chunk.max_definition,
+            max_repetition: chunk.max_repetition,
+            entries: 0,
+        };
+        if rows.end > chunk.rows || rows.start < fetched.first_row {
+            return Err(FEWER_ROWS.to_owned());
+        }
+        let mut known = fetched.dictionary.clone().map_or(Known::Nothing, Known::Dictionary);
+        let mut budget = Budget::new(chunk);
+        let mut row = fetched.first_row;
+        for bytes in &fetched.pages {
+            let mut rest = bytes.as_ref();
+            while !rest.is_empty() && row < rows.end {
+                let header = thrift::page_header(rest)?;
+                let (page, behind) = rest.split_at(header.sizes.header + header.sizes.compressed);
+                rest = behind;
+                budget.page(&header)?;
+                match header.kind {
+                    DICTIONARY_PAGE if matches!(known, Known::Nothing) => known = Known::Page(page, header),
+                    DATA_PAGE | DATA_PAGE_V2 => {
+                        let says = match header.v2 {
+                            _ if chunk.max_repetition == 0 => Some(header.sizes.values),
+                            Some(v2) => Some(v2.rows),
+                            None => None,
+                        };
+                        // A page that ends before the wanted rows is not even decompressed.
+                        if let Some(end) = says.and_then(|says| row.checked_add(says)).filter(|&end| end <= rows.start) {
+                            row = end;
+                            continue;
+                        }
+                        let wanted = rows.start.saturating_sub(row)..rows.end - row;
+                        let here = self.read_page(chunk, page, &header, &mut known, wanted, budget.room, &mut column)?;
+                        if says.is_some_and(|says| says != here) {
+                            return Err("a page has another number of rows than its header says".to_owned());
+                        }
+                        row = row.checked_add(here).ok_or(TORN)?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if row < rows.end {
+            return Err(FEWER_ROWS.to_owned());
+        }
+        Ok(column)
+    }
+
+    /// Appends the rows `wanted` of a page, of which there may be fewer, and returns how many rows it has.
+    #[expect(clippy::too_many_arguments, reason = "one step of a loop with much state")]
+    fn read_page(
+        &mut self,
+        chunk: &Chunk,
+        page: &[u8],
+        header: &PageHeader,
+        known: &mut Known<'_>,
+        wanted: Range<usize>,
+        room: usize,
+        column: &mut Column,
+    ) -> Result<usize, Wrong> {
+        if !header.rle_levels && (chunk.max_repetition > 0 || chunk.max_definition > 0) {
+            return Err("its levels have an encoding that is not supported".to_owned());
+        }
+        let entries = header.sizes.values;
+        let one_row = wanted.len() == 1;
+        let Sections { repetition, definition, values: input } = Sections::read(&mut self.codecs, chunk, page, header)?;
+
+        let (rows, selected) = match chunk.max_repetition {
+            0 => (entries, wanted.start.min(entries)..wanted.end.min(entries)),
+            max if one_row => self.memo.repetition(repetition, max, entries, &wanted, &mut column.repetition)?,
+            max => levels::repetition(repetition, max, entries, &wanted, &mut column.repetition)?,
+        };
+        let values = match chunk.max_definition {
+            0 => selected.clone(),
+            max if one_row => self.memo.definition(definition, max, &selected, &mut column.definition)?,
+            max => levels::definition(definition, max, &selected, &mut column.definition)?,
+        };
+        column.entries += selected.len();
+        let coded = matches!(header.encoding, RLE_DICTIONARY | PLAIN_DICTIONARY) && !values.is_empty();
+        let dictionary = if coded { known.get(&mut self.dictionary_codecs, chunk)? } else { None };
+        let page = Page { physical: chunk.physical, encoding: header.encoding, input, limit: entries, dictionary };
+        column.values.append(&page, values, room)?;
+        Ok(rows)
+    }
+}
+
+/// The parts of a page, decompressed.
+struct Sections<'a> {
+    repetition: &'a [u8],
+    definition: &'a [u8],
+    values: &'a [u8],
+}
+
+impl<'a> Sections<'a> {
+    fn read(codecs: &'a mut Codecs, chunk: &Chunk, page: &'a [u8], header: &PageHeader) -> Result<Self, Wrong> {
+        let stored = stored(page, header)?;
+        if let Some(v2) = header.v2 {
+            let (repetition, rest) = stored.split_at_checked(v2.repetition).ok_or(TORN)?;
+            let (definition, values) = rest.split_at_checked(v2.definition).ok_or(TORN)?;
+            let size = header.sizes.uncompressed.checked_sub(v2.repetition + v2.definition).ok_or(TORN)?;
+            let codec = if v2.compressed { chunk.codec } else { Compression::UNCOMPRESSED };
+            return Ok(Self { repetition, definition, values: codecs.expand(codec, values, size)? });
+        }
+        let mut body = codecs.expand(chunk.codec, stored, header.sizes.uncompressed)?;
+        let mut section = |there: bool| {
+            if !there {
+                return Some(&[][..]);
+            }
+            let (length, rest) = body.split_first_chunk::<4>()?;
+            let (section, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+            body = rest;
+            Some(section)
+        };
+        let repetition = section(chunk.max_repetition > 0).ok_or(TORN)?;
+        let definition = section(chunk.max_definition > 0).ok_or(TORN)?;
+        Ok(Self { repetition, definition, values: body })
+    }
+}
+
+fn read_dictionary(codecs: &mut Codecs, chunk: &Chunk, page: &[u8], header: &PageHeader) -> Result<Dictionary, Wrong> {
+    if !matches!(header.encoding, PLAIN | PLAIN_DICTIONARY) {
+        return Err(format!("its dictionary has the encoding {}", header.encoding));
+    }
+    let body = codecs.expand(chunk.codec, stored(page, header)?, header.sizes.uncompressed)?;
+    Dictionary::read(chunk.physical, body, header.sizes.values)
+}
+
+impl Known<'_> {
+    fn get(&mut self, codecs: &mut Codecs, chunk: &Chunk) -> Result<Option<&Dictionary>, Wrong> {
+        if let Self::Page(page, header) = self {
+            *self = Self::Dictionary(read_dictionary(codecs, chunk, page, header)?);
+        }
+        Ok(if let Self::Dictionary(dictionary) = self { Some(dictionary) } else { None })
+    }
+}
+
+/// The bytes of a page behind its header, if they are what was written.
+fn stored<'a>(page: &'a [u8], header: &PageHeader) -> Result<&'a [u8], Wrong> {
+    let stored = &page[header.sizes.header..header.sizes.header + header.sizes.compressed];
+    if header.crc.is_some_and(|crc| crc != crc32fast::hash(stored)) {
+        return Err("the checksum of a page is wrong".to_owned());
+    }
+    Ok(stored)
+}
+
+/// What the pages of a chunk may still ask for.
+#[derive(Debug)]
+struct Budget {
+    entries: usize,
+    /// Bytes; also those that copies of strings may have.
+    room: usize,
+}
+
+/// A page may be larger than this by as much as compression can achieve.
+const SMALL_PAGE: usize = 16 << 20;
+
+/// All pages of a chunk together likewise.
+const SMALL_CHUNK: usize = 256 << 20;
+
+/// How much smaller compression makes bytes that are not few.
+const RATIO: usize = 100;
+
+impl Budget {
+    fn new(chunk: &Chunk) -> Self {
+        Self { entries: chunk.limit, room: SMALL_CHUNK }
+    }
+
+    /// Takes what a page claims to have.
+    fn page(&mut self, header: &PageHeader) -> Result<(), Wrong> {
+        let sizes = header.sizes;
+        self.entries = self.entries.checked_sub(sizes.values).ok_or("its pages claim more values than their bytes can hold")?;
+        let expanded = sizes.compressed.saturating_mul(RATIO);
+        if sizes.uncompressed > expanded.saturating_add(SMALL_PAGE) {
+            return Err("a page claims to be larger than its bytes can be".to_owned());
+        }
+        self.room = self.room.saturating_add(expanded);
+        self.room = self.room.checked_sub(sizes.uncompressed).ok_or("its pages claim to be larger than their bytes can be")?;
+        Ok(())
+    }
+}

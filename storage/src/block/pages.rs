@@ -1,0 +1,495 @@
+//! One leaf's chunk of a row group from arrays: levels and values become pages. Knows Parquet, nothing of traces and of no other leaf.
+//!
+//! ```text
+//!  levels of a page ┐
+//!  values of a page ┴─ ChunkWriter::page ─► header + body ─┐
+//!                                                          ├─► Chunk ─► file::FileWriter
+//!  dictionary ──────── ChunkWriter::finish ─► its page ────┘
+//! ```
+//!
+//! Chunks do not know of each other and may be written on as many threads as there are [`Press`]es.
+//!
+//! Invariants (block-format.md §6.2): a chunk is dictionary-encoded throughout or not at all; booleans and nothing else are bit-packed
+//! PLAIN; integers have no dictionary. Data pages are version 1, whose levels are compressed together with the values: half of a trace's
+//! bytes are levels. A chunk is compressed or not as a whole, which is what Parquet can say.
+
+use parquet::{
+    basic::{Encoding, Type as Physical},
+    errors::ParquetError,
+};
+
+use super::{
+    encoding::{self, Width},
+    interner::Interner,
+    schema::{Layout, Leaf},
+    thrift,
+};
+
+/// Pages of a chunk are left uncompressed as long as none is larger than this: compression cannot win.
+const SMALL_PAGE: usize = 64;
+
+/// Speed over size: what higher levels win is below two bytes of a hundred, and at level 6 they cost half of the speed.
+pub(crate) const ZSTD_LEVEL: i32 = 1;
+
+/// For values that are plain or have a large dictionary, which repeat in longer sequences.
+const SEQUENCES_ZSTD_LEVEL: i32 = 3;
+
+/// Of a hundred bytes, those that compression must win on the first page that is not small, for the chunk to be compressed.
+const WORTH_PERCENT: usize = 2;
+
+/// Bytes of a page from which that can be told.
+const SAMPLE: usize = 4096;
+
+/// Codes of at least one bit take whole bytes while they fit into one: bytes that stand for a string each compress better.
+const CODE_BITS: u32 = 8;
+
+/// Why columns cannot become a file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ColumnError {
+    #[error("a page of \"{leaf}\" has {bytes} bytes, more than Parquet can hold")]
+    TooLarge { leaf: String, bytes: usize },
+    #[error("text of \"{leaf}\" is not utf-8")]
+    Utf8 { leaf: String },
+    #[error("{leaf}: compression failed")]
+    Compression {
+        leaf: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{leaf}: {what}")]
+    Shape { leaf: String, what: &'static str },
+    #[error("footer")]
+    Footer(#[from] ParquetError),
+}
+
+/// The values of some rows of a leaf, without nulls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Values<'a> {
+    /// Numbers of strings in the chunk's dictionary.
+    Codes(&'a [u32]),
+    /// Lengths of byte strings, and the strings one after the other.
+    Bytes(&'a [i64], &'a [u8]),
+    /// INT32 and INT64, unsigned ones by their bits.
+    Integers(&'a [i64]),
+    /// DOUBLE.
+    Doubles(&'a [f64]),
+    /// BOOLEAN, 0 or 1 each.
+    Flags(&'a [u8]),
+}
+
+/// Levels of a page as they stand in it: each encoded with its length before it, or empty when there can be only one level.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EncodedLevels<'a> {
+    pub(crate) repetition: &'a [u8],
+    pub(crate) definition: &'a [u8],
+}
+
+/// Compressor and buffers: what a thread that writes chunks needs.
+pub(crate) struct Press {
+    compressor: zstd::bulk::Compressor<'static>,
+    page: Vec<u8>,
+    compressed: Vec<u8>,
+}
+
+impl std::fmt::Debug for Press {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Press").finish_non_exhaustive()
+    }
+}
+
+impl Press {
+    /// An idle one.
+    ///
+    /// # Errors
+    /// The compressor has no memory.
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, page: Vec::new(), compressed: Vec::new() })
+    }
+
+    fn compress(&mut self, kind: PageKind, body: &[u8]) -> Result<&[u8], PageError> {
+        self.compressed.clear();
+        self.compressed.reserve(zstd::zstd_safe::compress_bound(body.len()));
+        self.compressor.set_compression_level(kind.level).map_err(PageError::Compression)?;
+        self.compressor.compress_to_buffer(body, &mut self.compressed).map_err(PageError::Compression)?;
+        Ok(&self.compressed)
+    }
+}
+
+/// A data page of a chunk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Page {
+    pub(crate) rows: usize,
+    /// Bytes with the header.
+    pub(crate) length: usize,
+    kind: PageKind,
+    /// Bytes of the header.
+    header: usize,
+    /// Bytes with the header, before compression.
+    raw: usize,
+}
+
+/// Smallest and largest value of a chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Bounds {
+    Bytes(Vec<u8>, Vec<u8>),
+    /// Unsigned.
+    Integers(u64, u64),
+}
+
+/// A finished chunk, to be put into a file.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    /// The dictionary page, if the leaf has a dictionary; empty otherwise.
+    pub(crate) dictionary: Vec<u8>,
+    /// The data pages.
+    pub(crate) data: Vec<u8>,
+    pub(crate) pages: Vec<Page>,
+    /// Whether pages are zstd frames.
+    pub(crate) compressed: bool,
+    /// Entries, nulls included.
+    pub(crate) entries: usize,
+    /// Bytes before compression.
+    pub(crate) raw: usize,
+    pub(crate) encodings: Vec<Encoding>,
+    pub(crate) bounds: Option<Bounds>,
+}
+
+/// Whether a chunk is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Codec {
+    /// Not yet: all pages so far are small.
+    #[default]
+    Undecided,
+    Plain,
+    Zstd,
+}
+
+/// A chunk being written.
+#[derive(Debug, Default)]
+pub(crate) struct ChunkWriter {
+    data: Vec<u8>,
+    pages: Vec<Page>,
+    codec: Codec,
+    entries: usize,
+    bounds: Option<Bounds>,
+}
+
+impl ChunkWriter {
+    /// Adds a page of `rows` whole rows, with `entries` entries, nulls included. `strings` is the number of strings that the dictionary has so
+    /// far, which is more than any code of the page.
+    ///
+    /// # Errors
+    /// The page cannot be written.
+    pub(crate) fn page(
+        &mut self,
+        leaf: &Leaf,
+        press: &mut Press,
+        (rows, entries): (usize, usize),
+        levels: EncodedLevels<'_>,
+        values: Values<'_>,
+        strings: usize,
+    ) -> Result<(), ColumnError> {
+        let mut page = std::mem::take(&mut press.page);
+        page.clear();
+        page.extend_from_slice(levels.repetition);
+        page.extend_from_slice(levels.definition);
+        let encoding = encode(leaf, values, strings, &mut page);
+        if leaf.bounds {
+            self.widen(values);
+        }
+        self.entries += entries;
+        let level = if strings >> CODE_BITS > 0 || leaf.layout == Layout::Plain { SEQUENCES_ZSTD_LEVEL } else { ZSTD_LEVEL };
+        let kind = PageKind { dictionary: false, values: entries, encoding, level };
+        let written = self.write(leaf, kind, &page, press).map_err(|error| error.of(&leaf.name));
+        press.page = page;
+        self.pages.push(Page { rows, ..written? });
+        Ok(())
+    }
+
+    fn widen(&mut self, values: Values<'_>) {
+        match values {
+            Values::Bytes(lengths, bytes) => {
+                let mut rest = bytes;
+                for &length in lengths {
+                    let (value, after) = rest.split_at(length as usize);
+                    rest = after;
+                    match &mut self.bounds {
+                        Some(Bounds::Bytes(min, max)) => {
+                            if value < min.as_slice() {
+                                *min = value.to_vec();
+                            } else if value > max.as_slice() {
+                                value.clone_into(max);
+                            }
+                        }
+                        bounds => *bounds = Some(Bounds::Bytes(value.to_vec(), value.to_vec())),
+                    }
+                }
+            }
+            Values::Integers(values) => {
+                for value in values.iter().map(|&value| value as u64) {
+                    self.bounds = Some(match self.bounds {
+                        Some(Bounds::Integers(min, max)) => Bounds::Integers(min.min(value), max.max(value)),
+                        _ => Bounds::Integers(value, value),
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Appends a data page, and decides whether the chunk is compressed when this is the first page from which that can be told.
+    fn write(&mut self, leaf: &Leaf, kind: PageKind, body: &[u8], press: &mut Press) -> Result<Page, PageError> {
+        match self.codec {
+            Codec::Undecided if body.len() <= SMALL_PAGE => write_page(kind, body, body, &mut self.data),
+            Codec::Plain => write_page(kind, body, body, &mut self.data),
+            Codec::Zstd => {
+                let compressed = press.compress(kind, body)?;
+                write_page(kind, body, compressed, &mut self.data)
+            }
+            Codec::Undecided => {
+                let compressed = press.compress(kind, body)?.to_vec();
+                let won = body.len().saturating_sub(compressed.len());
+                // A dictionary has yet to come.
+                if won * 100 < body.len() * WORTH_PERCENT && body.len() >= SAMPLE && leaf.layout != Layout::Dictionary {
+                    self.codec = Codec::Plain;
+                    return write_page(kind, body, body, &mut self.data);
+                }
+                self.compress_what_is_there(press)?;
+                write_page(kind, body, &compressed, &mut self.data)
+            }
+        }
+    }
+
+    /// From here on the chunk is compressed; the small pages that it has so far, too.
+    fn compress_what_is_there(&mut self, press: &mut Press) -> Result<(), PageError> {
+        self.codec = Codec::Zstd;
+        let plain = std::mem::take(&mut self.data);
+        let mut at = 0;
+        for page in &mut self.pages {
+            let body = &plain[at + page.header..at + page.length];
+            at += page.length;
+            let compressed = press.compress(page.kind, body)?;
+            *page = Page { rows: page.rows, ..write_page(page.kind, body, compressed, &mut self.data)? };
+        }
+        Ok(())
+    }
+
+    /// Ends the chunk, and leaves an empty one for the next row group. `dictionary` holds the strings of the codes of all pages; other
+    /// leaves have none.
+    ///
+    /// # Errors
+    /// The dictionary cannot be written.
+    pub(crate) fn finish(&mut self, leaf: &Leaf, press: &mut Press, dictionary: Option<&Interner>) -> Result<Chunk, ColumnError> {
+        let mut encodings = vec![Encoding::RLE];
+        let mut page = Vec::new();
+        let mut raw = 0;
+        if let Some(strings) = dictionary {
+            let mut body = std::mem::take(&mut press.page);
+            body.clear();
+            strings.write_plain(&mut body);
+            if self.codec == Codec::Undecided && body.len() > SMALL_PAGE {
+                self.compress_what_is_there(press).map_err(|error| error.of(&leaf.name))?;
+            }
+            let kind = PageKind { dictionary: true, values: strings.len(), encoding: Encoding::PLAIN, level: ZSTD_LEVEL };
+            let stored = if self.codec == Codec::Zstd { press.compress(kind, &body) } else { Ok(body.as_slice()) };
+            let written = stored.and_then(|stored| write_page(kind, &body, stored, &mut page)).map_err(|error| error.of(&leaf.name));
+            press.page = body;
+            raw += written?.raw;
+            encodings.extend([Encoding::PLAIN, Encoding::RLE_DICTIONARY]);
+        } else {
+            encodings.push(encoding_of(leaf));
+        }
+        let Self { data, pages, codec, entries, bounds } = std::mem::take(self);
+        raw += pages.iter().map(|page| page.raw).sum::<usize>();
+        Ok(Chunk { dictionary: page, data, pages, compressed: codec == Codec::Zstd, entries, raw, encodings, bounds })
+    }
+}
+
+/// A leaf's arrays of a whole row group.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Column<'a> {
+    /// Repetition level of every entry; empty when the leaf cannot repeat.
+    pub(crate) repetition: &'a [u8],
+    /// Definition level of every entry; empty when the leaf cannot be null or missing.
+    pub(crate) definition: &'a [u8],
+    /// The values of the entries that have the highest definition level.
+    pub(crate) values: Values<'a>,
+    /// The strings of the codes.
+    pub(crate) dictionary: Option<&'a Interner>,
+}
+
+/// Writes the chunk of a leaf whose levels are those of `list`, with a page for each number of rows in `pages`.
+///
+/// # Errors
+/// The arrays do not fit each other, a string is not UTF-8, or a page cannot be written.
+#[cfg(test)]
+pub(crate) fn chunk(
+    leaf: &Leaf,
+    list: &super::schema::List,
+    column: &Column<'_>,
+    pages: &[usize],
+    press: &mut Press,
+) -> Result<Chunk, ColumnError> {
+    let shape = |what| ColumnError::Shape { leaf: leaf.name.clone(), what };
+    let max = list.definition + u8::from(leaf.optional);
+    if leaf.text && !text_is_utf8(column) {
+        return Err(ColumnError::Utf8 { leaf: leaf.name.clone() });
+    }
+    let mut writer = ChunkWriter::default();
+    let (mut entry, mut value, mut byte) = (0, 0, 0);
+    let (mut repetition, mut definition) = (Vec::new(), Vec::new());
+    for &rows in pages {
+        let entries = if list.repetition == 0 { rows } else { entries_of(&column.repetition[entry..], rows) };
+        let end = entry + entries;
+        repetition.clear();
+        definition.clear();
+        let mut count = entries;
+        if list.repetition > 0 {
+            write_levels(
+                column.repetition.get(entry..end).ok_or_else(|| shape("too few repetition levels"))?,
+                list.repetition,
+                &mut repetition,
+            );
+        }
+        if max > 0 {
+            let levels = column.definition.get(entry..end).ok_or_else(|| shape("too few definition levels"))?;
+            count = levels.iter().filter(|&&level| level == max).count();
+            write_levels(levels, max, &mut definition);
+        }
+        let values = part(column.values, value, count, &mut byte).ok_or_else(|| shape("too few values"))?;
+        entry = end;
+        value += count;
+        let levels = EncodedLevels { repetition: &repetition, definition: &definition };
+        writer.page(leaf, press, (rows, entries), levels, values, column.dictionary.map_or(0, Interner::len))?;
+    }
+    let length = if list.repetition > 0 { column.repetition.len() } else { column.definition.len() };
+    if (list.repetition > 0 || max > 0) && length != entry {
+        return Err(shape("more levels than the rows of the pages have"));
+    }
+    writer.finish(leaf, press, column.dictionary)
+}
+
+/// Entries of the first `rows` rows.
+#[cfg(test)]
+fn entries_of(repetition: &[u8], rows: usize) -> usize {
+    let mut starts = repetition.iter().enumerate().filter(|&(_, &level)| level == 0).map(|(at, _)| at);
+    starts.nth(rows).unwrap_or(repetition.len())
+}
+
+/// `count` values from the number `at` on; `byte` is where the bytes of the first of them are, and moves behind the last.
+#[cfg(test)]
+fn part<'a>(values: Values<'a>, at: usize, count: usize, byte: &mut usize) -> Option<Values<'a>> {
+    let range = at..at + count;
+    Some(match values {
+        Values::Codes(codes) => Values::Codes(codes.get(range)?),
+        Values::Bytes(lengths, bytes) => {
+            let lengths = lengths.get(range)?;
+            let start = *byte;
+            *byte += lengths.iter().sum::<i64>() as usize;
+            Values::Bytes(lengths, bytes.get(start..*byte)?)
+        }
+        Values::Integers(values) => Values::Integers(values.get(range)?),
+        Values::Doubles(values) => Values::Doubles(values.get(range)?),
+        Values::Flags(values) => Values::Flags(values.get(range)?),
+    })
+}
+
+#[cfg(test)]
+fn text_is_utf8(column: &Column<'_>) -> bool {
+    if let Some(strings) = column.dictionary {
+        return (0..strings.len() as u32).all(|code| std::str::from_utf8(strings.get(code)).is_ok());
+    }
+    let Values::Bytes(lengths, bytes) = column.values else { return true };
+    // Text that is UTF-8 as a whole can still be cut within a character.
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let mut at = 0;
+    lengths.iter().all(|&length| {
+        at += length as usize;
+        text.is_char_boundary(at)
+    })
+}
+
+/// Appends levels, of which `max` is the highest possible, with their length before them.
+pub(crate) fn write_levels(levels: &[u8], max: u8, out: &mut Vec<u8>) {
+    let length_at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    encoding::levels(levels, encoding::width_of(max.into()), out);
+    let length = (out.len() - length_at - 4) as u32;
+    out[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+/// The encoding of the values of a leaf's data pages.
+fn encoding_of(leaf: &Leaf) -> Encoding {
+    match (leaf.layout, leaf.physical) {
+        (Layout::Plain, _) => Encoding::PLAIN,
+        (Layout::Dictionary, _) => Encoding::RLE_DICTIONARY,
+        (_, Physical::BYTE_ARRAY) => Encoding::DELTA_LENGTH_BYTE_ARRAY,
+        _ => Encoding::DELTA_BINARY_PACKED,
+    }
+}
+
+/// Appends the values of a page.
+fn encode(leaf: &Leaf, values: Values<'_>, strings: usize, page: &mut Vec<u8>) -> Encoding {
+    match values {
+        Values::Codes(codes) => {
+            let needed = encoding::width_of((strings as u64).saturating_sub(1));
+            let width = if needed == 0 { 0 } else { needed.max(CODE_BITS) };
+            page.push(width as u8);
+            encoding::hybrid(codes, width, page);
+        }
+        Values::Bytes(lengths, bytes) => encoding::delta_lengths(lengths, bytes, page),
+        Values::Integers(values) => match (leaf.layout, leaf.physical) {
+            (Layout::Delta, Physical::INT32) => encoding::delta(values, Width::W32, page),
+            (Layout::Delta, _) => encoding::delta(values, Width::W64, page),
+            (_, Physical::INT32) => page.extend(values.iter().flat_map(|&value| (value as i32).to_le_bytes())),
+            _ => page.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+        },
+        Values::Doubles(values) => page.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+        Values::Flags(values) => encoding::bits(values, page),
+    }
+    encoding_of(leaf)
+}
+
+/// What a page holds.
+#[derive(Clone, Copy, Debug)]
+struct PageKind {
+    dictionary: bool,
+    values: usize,
+    encoding: Encoding,
+    /// What zstd is told when the page is compressed.
+    level: i32,
+}
+
+#[derive(Debug)]
+enum PageError {
+    TooLarge(usize),
+    Compression(std::io::Error),
+}
+
+impl PageError {
+    fn of(self, leaf: &str) -> ColumnError {
+        let leaf = leaf.to_owned();
+        match self {
+            Self::TooLarge(bytes) => ColumnError::TooLarge { leaf, bytes },
+            Self::Compression(source) => ColumnError::Compression { leaf, source },
+        }
+    }
+}
+
+/// Appends header and body of a page to `out`; `stored` is the body, or the body compressed.
+fn write_page(kind: PageKind, body: &[u8], stored: &[u8], out: &mut Vec<u8>) -> Result<Page, PageError> {
+    let header = thrift::Page {
+        dictionary: kind.dictionary,
+        uncompressed: i32::try_from(body.len()).map_err(|_| PageError::TooLarge(body.len()))?,
+        compressed: i32::try_from(stored.len()).map_err(|_| PageError::TooLarge(stored.len()))?,
+        crc: crc32fast::hash(stored),
+        values: i32::try_from(kind.values).map_err(|_| PageError::TooLarge(body.len()))?,
+        encoding: kind.encoding as i32,
+    };
+    let start = out.len();
+    thrift::write_page_header(&header, out);
+    let header = out.len() - start;
+    out.extend_from_slice(stored);
+    Ok(Page { kind, rows: 0, header, length: header + stored.len(), raw: header + body.len() })
+}
