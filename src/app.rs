@@ -21,7 +21,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use prometheus::Registry;
-use storage::clock::{Clock, SystemClock};
+use storage::{
+    backend,
+    clock::{Clock, SystemClock},
+};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -296,8 +299,8 @@ fn banner(config: &Config, http: SocketAddr) -> String {
     let zipkin = receivers.zipkin.iter().map(|(http, _)| format!("  send     http://{}/api/v2/spans  (Zipkin)\n", http.endpoint));
     let sends: String = grpc.chain(posts).chain(jaeger).chain(zipkin).collect();
     let data = match &config.storage.backend {
-        Backend::Local(path) => format!("  data     {} and {}\n", path.display(), config.storage.wal.dir.display()),
-        Backend::Unavailable(_) | Backend::Unknown(_) => String::new(),
+        Backend::Store(bucket) => format!("  data     {bucket} and {}\n", config.storage.wal.dir.display()),
+        Backend::Unknown(_) => String::new(),
     };
     let prefix = &config.http_api_prefix;
     format!(
@@ -317,16 +320,13 @@ fn check_target(config: &Config) -> anyhow::Result<()> {
     bail!("failed to init module services: unrecognised module name: {target}")
 }
 
-/// Refuses stores that this version doesn't have.
+/// Refuses stores that don't exist.
 fn check_backend(backend: &Backend) -> anyhow::Result<()> {
     match backend {
-        Backend::Local(path) if path.as_os_str().is_empty() => bail!("failed to init module services: storage.trace.local.path is empty"),
-        Backend::Local(_) => Ok(()),
-        Backend::Unavailable(name) => {
-            bail!(
-                "failed to init module services: backend \"{name}\" is not available in this version of Rubato: use the backend \"local\""
-            )
+        Backend::Store(backend::Settings::Local(path)) if path.as_os_str().is_empty() => {
+            bail!("failed to init module services: storage.trace.local.path is empty")
         }
+        Backend::Store(_) => Ok(()),
         Backend::Unknown(name) => bail!("failed to init module services: unknown backend {name}"),
     }
 }

@@ -21,10 +21,12 @@ use axum::{
 };
 use dataflow::{Components, Dataflow, manifest::ManifestStore};
 use object_store::local::LocalFileSystem;
+use prometheus::Registry;
 use storage::{
-    backend::Store,
+    backend::{self, Store},
     block,
     blocklist::{self, Blocklist, Poller},
+    clock::Clock,
     id::Tenant,
     ownership::Sole,
     wal::{self, Wal},
@@ -55,7 +57,7 @@ pub(crate) async fn start(app: &mut App) -> anyhow::Result<()> {
     // Ports first: if one is taken, nothing should have begun.
     let receivers = Receivers::bind(app).await?;
     let wal = open_wal(app).await?;
-    let store = open_bucket(app)?;
+    let store = open_store(&app.config, &app.registry, app.clock.as_ref()).await?;
     let blocklist = poll_bucket(app, &store).await?;
     let dataflow = start_dataflow(app, &wal, &store, &blocklist).await?;
     serve_queries(app, store, blocklist, &dataflow)?;
@@ -90,14 +92,14 @@ async fn open_wal(app: &mut App) -> anyhow::Result<Wal> {
     Ok(wal)
 }
 
-/// The bucket that the configuration names.
-pub(crate) fn open_store(config: &Config) -> anyhow::Result<Store> {
-    let Backend::Local(path) = &config.storage.backend else { anyhow::bail!("this version keeps blocks on local disk only") };
-    Ok(Store::new(Arc::new(local(path)?), ""))
-}
-
-fn open_bucket(app: &App) -> anyhow::Result<Store> {
-    open_store(&app.config)
+/// The bucket that the configuration names. Call it once for a registry.
+pub(crate) async fn open_store(config: &Config, registry: &Registry, clock: &dyn Clock) -> anyhow::Result<Store> {
+    let Backend::Store(settings) = &config.storage.backend else { anyhow::bail!("no backend is configured") };
+    // Processes that start together must not retry together.
+    let now = clock.now();
+    let seed = now.as_secs() ^ u64::from(now.subsec_nanos()).rotate_left(32) ^ u64::from(std::process::id());
+    let components = backend::Components { registry, seed, env: &|name| std::env::var(name).ok() };
+    backend::open(settings, components).await.with_context(|| format!("open {settings}"))
 }
 
 /// Lists the blocks, and goes on doing so. Waits for the first list: without it, queries would silently miss blocks.
@@ -116,7 +118,7 @@ async fn poll_bucket(app: &mut App, store: &Store) -> anyhow::Result<Blocklist> 
     Ok(blocklist)
 }
 
-/// A folder as a bucket. Written with fsync: the log forgets what a block holds.
+/// A folder as a store. Written with fsync: the log forgets what a manifest holds.
 fn local(path: &std::path::Path) -> anyhow::Result<LocalFileSystem> {
     std::fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
     Ok(LocalFileSystem::new_with_prefix(path)?.with_fsync(true))

@@ -15,6 +15,7 @@ const RATE: Config = Config {
     multitenancy: false,
     trace_idle_period: "10m",
     max_block_duration: "1h",
+    backend: String::new(),
     distributor: "  retry_after_on_resource_exhausted: 2s",
     storage: "",
     bucket: None,

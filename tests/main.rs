@@ -10,4 +10,5 @@ mod hostile;
 mod limits;
 mod restart;
 mod roundtrip;
+mod s3;
 mod tenancy;

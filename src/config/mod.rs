@@ -11,6 +11,7 @@
 //! Every problem of a file is reported at once, each with its line. The rest of the process never asks for a key by name; a key that [`Config`] doesn't
 //! carry has no effect, and its row in the schema says so.
 
+mod bucket;
 mod check;
 mod document;
 mod expand;
@@ -126,10 +127,8 @@ pub(crate) struct Query {
 /// Where blocks live.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Backend {
-    /// A folder.
-    Local(PathBuf),
-    /// A store that this version doesn't have yet, by its name.
-    Unavailable(String),
+    /// A store, and how to reach it.
+    Store(storage::backend::Settings),
     /// Nothing sensible was written.
     Unknown(String),
 }
@@ -356,6 +355,7 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
             storage::wal::Sync::Always
         }
     };
+    let backend = bucket::backend(s, &mut problems);
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -399,11 +399,7 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
             multi_tenant: s.flag("query_frontend.multi_tenant_queries_enabled"),
         },
         storage: Storage {
-            backend: match s.text("storage.trace.backend") {
-                "local" => Backend::Local(PathBuf::from(s.text("storage.trace.local.path"))),
-                name @ ("s3" | "gcs" | "azure") => Backend::Unavailable(name.to_owned()),
-                name => Backend::Unknown(name.to_owned()),
-            },
+            backend,
             wal: Wal {
                 dir: PathBuf::from(s.text("storage.trace.wal.path")),
                 sync,

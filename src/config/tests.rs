@@ -227,7 +227,8 @@ fn a_real_file_verifies_and_comes_back() {
     assert_eq!(config.warnings(), []);
     assert_eq!(config.notes, ["line 71: key \"storage.trace.s3.access_key\" has no value, its default is used"]);
     assert_eq!(config.settings.text("ingester.lifecycler.address"), "10.1.2.3");
-    assert_eq!(config.storage.backend, Backend::Unavailable("s3".to_owned()));
+    let Backend::Store(storage::backend::Settings::S3(s3)) = &config.storage.backend else { panic!("{:?}", config.storage.backend) };
+    assert_eq!(s3.secret_key.reveal(), "hush");
     assert_eq!(config.distributor.receivers.otlp_grpc[0].endpoint, "0.0.0.0:4317");
     assert_eq!(config.overrides.defaults.processors, ["service-graphs", "span-metrics"]);
     assert!(config.unused_keys().contains(&"compactor.compaction.block_retention".to_owned()));
@@ -244,7 +245,7 @@ fn a_real_file_verifies_and_comes_back() {
 fn the_embedded_defaults_stay_on_this_machine() {
     let config = load(&request(), &|_| None).expect("the embedded defaults are right");
     assert_eq!(config.server.http_endpoint, "127.0.0.1:3200");
-    assert_eq!(config.storage.backend, Backend::Local(PathBuf::from("./rubato-data/blocks")));
+    assert_eq!(config.storage.backend, Backend::Store(storage::backend::Settings::Local(PathBuf::from("./rubato-data/blocks"))));
     assert_eq!(config.storage.wal.dir, PathBuf::from("./rubato-data/wal"));
     assert_eq!(config.distributor.receivers, Receivers::embedded());
     assert_eq!((config.warnings(), config.unused_keys()), (Vec::new(), Vec::new()));

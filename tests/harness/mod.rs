@@ -2,6 +2,9 @@
 
 pub(crate) mod client;
 pub(crate) mod otlp;
+#[path = "../../storage/src/backend/tests/server.rs"]
+#[expect(dead_code, reason = "the tests of the storage crate, where it lives, use all of it")]
+pub(crate) mod s3;
 pub(crate) mod server;
 
 use std::{future::Future, time::Duration};

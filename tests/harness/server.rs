@@ -22,6 +22,8 @@ pub(crate) struct Config {
     pub(crate) distributor: &'static str,
     /// Lines below `storage.trace:`, indented by four spaces.
     pub(crate) storage: &'static str,
+    /// The store and its keys, lines below `storage.trace`, indented by four spaces; empty: a local folder.
+    pub(crate) backend: String,
     /// Lines at top level.
     pub(crate) more: &'static str,
     /// The folder of the blocks, if it is not one of its own.
@@ -37,6 +39,7 @@ impl Default for Config {
             max_block_duration: "1s",
             distributor: "",
             storage: "",
+            backend: String::new(),
             more: "",
             bucket: None,
         }
@@ -133,7 +136,9 @@ impl Server {
     }
 
     fn write_config(&self) -> PathBuf {
-        let Config { multitenancy, trace_idle_period, max_block_duration, distributor, storage, more, bucket: _ } = &self.config;
+        let Config { multitenancy, trace_idle_period, max_block_duration, distributor, storage, backend, more, bucket: _ } = &self.config;
+        let local = format!("    backend: local\n    local:\n      path: {}", self.blocks_path().display());
+        let backend = if backend.is_empty() { &local } else { backend };
         let Ports { http, grpc, otlp_grpc, otlp_http } = self.ports;
         let text = format!(
             "\
@@ -158,15 +163,12 @@ ingester:
   flush_check_period: 200ms
 storage:
   trace:
-    backend: local
-    local:
-      path: {}
+{backend}
     wal:
       path: {}
 {storage}
 {more}
 ",
-            self.blocks_path().display(),
             self.wal_path().display(),
         );
         let path = self.dir.path().join("config.yaml");

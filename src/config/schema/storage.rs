@@ -33,9 +33,9 @@ pub(super) const S3: &[Row] = &[
     text("sse.kms_key_id", ""),
     text("sse.kms_encryption_context", ""),
     secret("sse.encryption_key", ""),
-    int("retry_max_attempts", "10").tempo3(),
-    duration("retry_backoff_initial", "200ms").tempo3(),
-    duration("retry_backoff_max", "1s").tempo3(),
+    int("retry_max_attempts", "10"),
+    duration("retry_backoff_initial", "200ms"),
+    duration("retry_backoff_max", "1s"),
 ];
 
 pub(super) const GCS: &[Row] = &[
@@ -91,9 +91,9 @@ pub(super) const TRACE: &[Row] = &[
     duration("empty_tenant_deletion_age", "0s").used(),
     text("backend", "").used(),
     text("local.path", "").used(),
-    include("gcs", GCS),
-    include("s3", S3),
-    include("azure", AZURE),
+    include("gcs", GCS).used(),
+    include("s3", S3).used(),
+    include("azure", AZURE).used(),
     text("cache", ""),
     uint("cache_min_compaction_level", "0"),
     duration("cache_max_block_age", "0s"),

@@ -1,29 +1,59 @@
 //! An object written piece by piece: a multipart upload with parts of equal size.
+//!
+//! ```text
+//!  write ──► buffer of one part ──full──► part n ┐
+//!                                         part n-1 ├ on their way, a few at a time ──► bucket
+//!                                                  ┘
+//!  finish ── last part, complete: now the object exists          drop ── abort: nothing is left behind
+//! ```
+//!
+//! Memory is bounded by the parts under way and the one that is filled, however large a piece is. What fits into one part goes as a plain
+//! object. Parts have equal sizes because some stores that speak S3 insist on it.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt as _, PutPayload, path::Path};
+use tokio::{runtime::Handle, task::JoinSet};
 
 use super::{StoreError, refused};
 
-/// Bytes of a part. S3 asks for at least 5 MiB and allows 10,000 parts.
-const PART_BYTES: usize = 8 << 20;
+/// Parts that an upload may have: the limit of S3.
+const MAX_PARTS: usize = 10_000;
 
-/// An object on its way to the bucket. It exists once [`Upload::finish`] has returned; dropped before that, what was sent is left to the
-/// bucket's clean-up of unfinished uploads, and [`Upload::abort`] is the tidy way.
+/// How an object is cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    /// Bytes of a part. S3 asks for at least 5 MiB.
+    pub(super) bytes: usize,
+    /// Parts under way at the same time.
+    pub(super) in_flight: usize,
+}
+
+impl Default for Parts {
+    /// Large enough for the largest block that compaction makes: 10,000 parts are more than 100 GiB.
+    fn default() -> Self {
+        Self { bytes: 12 << 20, in_flight: 2 }
+    }
+}
+
+/// An object on its way to the bucket. It exists once [`Upload::finish`] has returned. Dropped before that, what was sent is thrown away
+/// in the background; [`Upload::abort`] waits for it.
 #[derive(Debug)]
 pub struct Upload {
     objects: Arc<dyn ObjectStore>,
     path: Path,
-    parts: Option<Box<dyn MultipartUpload>>,
+    parts: Parts,
+    sent: usize,
+    upload: Option<Box<dyn MultipartUpload>>,
+    in_flight: JoinSet<object_store::Result<()>>,
     buffer: BytesMut,
     written: u64,
 }
 
 impl Upload {
-    pub(super) fn new(objects: Arc<dyn ObjectStore>, path: Path) -> Self {
-        Self { objects, path, parts: None, buffer: BytesMut::new(), written: 0 }
+    pub(super) fn new(objects: Arc<dyn ObjectStore>, path: Path, parts: Parts) -> Self {
+        Self { objects, path, parts, sent: 0, upload: None, in_flight: JoinSet::new(), buffer: BytesMut::new(), written: 0 }
     }
 
     /// Bytes written so far.
@@ -31,26 +61,49 @@ impl Upload {
         self.written
     }
 
-    /// Appends bytes. Waits while a part is on its way, so no more than two parts are held.
+    /// Appends bytes. Waits while as many parts are under way as may be.
     ///
     /// # Errors
-    /// The bucket refused a part.
-    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+    /// The bucket refused a part, maybe of an earlier call. The upload is then of no use any more.
+    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
         self.written += bytes.len() as u64;
-        self.buffer.extend_from_slice(bytes);
-        while self.buffer.len() >= PART_BYTES {
-            let part = self.buffer.split_to(PART_BYTES).freeze();
-            self.part(part).await?;
+        while !bytes.is_empty() {
+            // Sent when the next byte comes, so that the last part is never empty.
+            if self.buffer.len() == self.parts.bytes {
+                self.send_part().await?;
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(self.parts.bytes - self.buffer.len()));
+            self.buffer.extend_from_slice(now);
+            bytes = later;
         }
         Ok(())
     }
 
-    async fn part(&mut self, part: Bytes) -> Result<(), StoreError> {
-        let parts = match &mut self.parts {
-            Some(parts) => parts,
-            None => self.parts.insert(self.objects.put_multipart(&self.path).await.map_err(refused("put", &self.path))?),
+    /// Hands the buffer over.
+    async fn send_part(&mut self) -> Result<(), StoreError> {
+        let part = mem::take(&mut self.buffer).freeze();
+        if self.sent == MAX_PARTS {
+            return Err(refused("put", &self.path)(too_long(self.parts.bytes)));
+        }
+        while self.in_flight.len() >= self.parts.in_flight {
+            self.one_part_done().await?;
+        }
+        let upload = match &mut self.upload {
+            Some(upload) => upload,
+            None => self.upload.insert(self.objects.put_multipart(&self.path).await.map_err(refused("put", &self.path))?),
         };
-        parts.put_part(PutPayload::from(part)).await.map_err(refused("put", &self.path))
+        self.sent += 1;
+        // A task of its own: it gets on while the caller makes the next part.
+        self.in_flight.spawn(upload.put_part(PutPayload::from(part)));
+        Ok(())
+    }
+
+    async fn one_part_done(&mut self) -> Result<(), StoreError> {
+        match self.in_flight.join_next().await {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(error))) => Err(refused("put", &self.path)(error)),
+            Some(Err(error)) => Err(refused("put", &self.path)(error.into())),
+        }
     }
 
     /// Sends the rest: now the object exists. Returns its length.
@@ -58,18 +111,31 @@ impl Upload {
     /// # Errors
     /// The bucket refused it.
     pub async fn finish(mut self) -> Result<u64, StoreError> {
-        let rest = self.buffer.split().freeze();
-        if self.parts.is_none() {
-            self.objects.put(&self.path, rest.into()).await.map_err(refused("put", &self.path))?;
+        if self.upload.is_none() {
+            let whole: Bytes = mem::take(&mut self.buffer).freeze();
+            self.objects.put(&self.path, whole.into()).await.map_err(refused("put", &self.path))?;
             return Ok(self.written);
         }
-        if !rest.is_empty() {
-            self.part(rest).await?;
+        if !self.buffer.is_empty() {
+            self.send_part().await?;
         }
-        if let Some(mut parts) = self.parts.take() {
-            parts.complete().await.map_err(refused("put", &self.path))?;
+        while !self.in_flight.is_empty() {
+            self.one_part_done().await?;
         }
+        if let Some(upload) = &mut self.upload {
+            match upload.complete().await {
+                Ok(_) => {}
+                // The answer to a first attempt was lost, and the second one found nothing left to complete.
+                Err(object_store::Error::NotFound { .. }) if self.is_there().await => {}
+                Err(error) => return Err(refused("put", &self.path)(error)),
+            }
+        }
+        self.upload = None;
         Ok(self.written)
+    }
+
+    async fn is_there(&self) -> bool {
+        self.objects.head(&self.path).await.is_ok_and(|object| object.size == self.written)
     }
 
     /// Throws away what was sent.
@@ -77,9 +143,30 @@ impl Upload {
     /// # Errors
     /// The bucket refused it.
     pub async fn abort(mut self) -> Result<(), StoreError> {
-        match self.parts.take() {
-            Some(mut parts) => parts.abort().await.map_err(refused("abort", &self.path)),
-            None => Ok(()),
-        }
+        let Some(upload) = self.upload.take() else { return Ok(()) };
+        abort(upload, mem::take(&mut self.in_flight)).await.map_err(refused("abort", &self.path))
     }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let (Some(upload), Ok(runtime)) = (self.upload.take(), Handle::try_current()) else { return };
+        let (in_flight, path) = (mem::take(&mut self.in_flight), mem::take(&mut self.path));
+        runtime.spawn(async move {
+            if let Err(error) = abort(upload, in_flight).await {
+                tracing::warn!(%path, %error, "parts of an unfinished upload are left in the bucket");
+            }
+        });
+    }
+}
+
+/// Aborts an upload once no part is under way: one that arrives later would stay.
+async fn abort(mut upload: Box<dyn MultipartUpload>, mut in_flight: JoinSet<object_store::Result<()>>) -> object_store::Result<()> {
+    in_flight.shutdown().await;
+    upload.abort().await
+}
+
+fn too_long(part: usize) -> object_store::Error {
+    let source = format!("it has more than {MAX_PARTS} parts of {part} bytes: part_size is too small for it").into();
+    object_store::Error::Generic { store: "upload", source }
 }
