@@ -26,6 +26,7 @@ use storage::{
     backend::{self, Store},
     block,
     blocklist::{self, Blocklist, Poller},
+    cache::{self, Cache},
     clock::Clock,
     id::Tenant,
     ownership::Sole,
@@ -57,7 +58,7 @@ pub(crate) async fn start(app: &mut App) -> anyhow::Result<()> {
     // Ports first: if one is taken, nothing should have begun.
     let receivers = Receivers::bind(app).await?;
     let wal = open_wal(app).await?;
-    let store = open_store(&app.config, &app.registry, app.clock.as_ref()).await?;
+    let store = open_store(&app.config, &app.registry, app.clock.as_ref()).await?.with_cache(start_cache(app)?);
     let blocklist = poll_bucket(app, &store).await?;
     let dataflow = start_dataflow(app, &wal, &store, &blocklist).await?;
     serve_queries(app, store, blocklist, &dataflow)?;
@@ -100,6 +101,16 @@ pub(crate) async fn open_store(config: &Config, registry: &Registry, clock: &dyn
     let seed = now.as_secs() ^ u64::from(now.subsec_nanos()).rotate_left(32) ^ u64::from(std::process::id());
     let components = backend::Components { registry, seed, env: &|name| std::env::var(name).ok() };
     backend::open(settings, components).await.with_context(|| format!("open {settings}"))
+}
+
+/// The caches that the bucket is read through.
+fn start_cache(app: &App) -> anyhow::Result<Cache> {
+    let config = &app.config.storage.cache;
+    if let Some(key) = &config.unavailable {
+        anyhow::bail!("{key} is not available in this version of Rubato: caches are in the process and in memcached without TLS");
+    }
+    let settings = cache::Settings { local_bytes: app.sizes.cache_bytes / 2, ..config.settings.clone() };
+    Ok(Cache::start(settings, Arc::clone(&app.clock), &app.registry)?)
 }
 
 /// Lists the blocks, and goes on doing so. Waits for the first list: without it, queries would silently miss blocks.
@@ -196,7 +207,8 @@ fn serve_queries(app: &App, store: Store, blocklist: Blocklist, dataflow: &Arc<D
     let config = &app.config;
     let settings = query::Settings {
         concurrent_scans: app.sizes.async_threads,
-        open_blocks: usize::try_from(app.sizes.cache_bytes / OPEN_BLOCK_BYTES)?.clamp(16, query::Settings::default().open_blocks),
+        // The other half is the cache's.
+        open_blocks: usize::try_from(app.sizes.cache_bytes / 2 / OPEN_BLOCK_BYTES)?.clamp(16, query::Settings::default().open_blocks),
         trace_timeout: config.query.trace_by_id_timeout,
         search_timeout: config.query.search_timeout,
         ..query::Settings::default()

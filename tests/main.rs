@@ -8,6 +8,7 @@ mod cli;
 mod harness;
 mod hostile;
 mod limits;
+mod memcached;
 mod restart;
 mod roundtrip;
 mod s3;

@@ -12,6 +12,7 @@
 //! carry has no effect, and its row in the schema says so.
 
 mod bucket;
+mod cache;
 mod check;
 mod document;
 mod expand;
@@ -26,6 +27,7 @@ mod warnings;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+pub(crate) use cache::Cache;
 pub(crate) use document::Problem;
 pub(crate) use limits::Limits;
 pub(crate) use overrides::Overrides;
@@ -185,6 +187,8 @@ pub(crate) struct Storage {
     pub(crate) block: Block,
     /// How the bucket is polled.
     pub(crate) blocklist: blocklist::Settings,
+    /// What is read through.
+    pub(crate) cache: Cache,
 }
 
 /// The dataflow.
@@ -414,6 +418,7 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
                 dedicated_columns: dedicated_columns(s),
             },
             blocklist: blocklist(s),
+            cache: cache::cache(s),
         },
         dataflow: Dataflow {
             workers: Some(count("rubato.dataflow.workers")).filter(|workers| *workers > 0),
@@ -523,46 +528,9 @@ fn validate(s: &Settings, problems: &mut Vec<Problem>) {
     if !(ratio > 0.0 && ratio <= 1.0) {
         problem("memory.automemlimit_ratio", format!("memory.automemlimit_ratio: {ratio} is not above 0 and at most 1"));
     }
-    for text in cache_problems(s) {
+    for text in cache::problems(s) {
         problem("cache.caches", text);
     }
-}
-
-const CACHE_ROLES: &[&str] =
-    &["bloom", "trace-id-index", "parquet-footer", "parquet-column-idx", "parquet-offset-idx", "frontend-search", "parquet-page"];
-
-fn cache_problems(s: &Settings) -> Vec<String> {
-    let mut problems = Vec::new();
-    let mut claimed = Vec::new();
-    for cache in s.blocks("cache.caches") {
-        let roles = cache.strings("roles");
-        if roles.is_empty() {
-            problems.push("configured caches require a valid role".to_owned());
-        }
-        let stores = (cache.any_written("memcached"), cache.any_written("redis"));
-        for role in roles {
-            if !CACHE_ROLES.contains(&role.as_str()) {
-                problems.push(format!("role {role} is not a valid role"));
-            } else if claimed.contains(&role) {
-                problems.push(format!("role {role} is claimed by more than one cache"));
-            }
-            match stores {
-                (true, true) => problems.push(format!("cache config for role {role} has both memcached and redis configs")),
-                (false, false) => problems.push(format!("cache config for role {role} has neither memcached nor redis configs")),
-                _ => {}
-            }
-            claimed.push(role);
-        }
-    }
-    let legacy = s.text("storage.trace.cache");
-    if !matches!(legacy, "" | "memcached" | "redis") {
-        problems.push(format!("unknown cache type: {legacy}"));
-    }
-    let control = ["footer", "column_index", "offset_index"].iter().any(|key| s.flag(&format!("storage.trace.search.cache_control.{key}")));
-    if control && legacy.is_empty() {
-        problems.push("storage.trace.search.cache_control is set without storage.trace.cache".to_owned());
-    }
-    problems
 }
 
 /// The columns of `storage.trace.block`: an explicit list replaces the default one.

@@ -344,8 +344,73 @@ fn caches_are_checked() {
             "cache: {caches: [{roles: [bloom], redis: {endpoint: x}}, {roles: [bloom], redis: {endpoint: y}}]}",
             "role bloom is claimed by more than one cache",
         ),
+        (
+            "{cache: {caches: [{roles: [parquet-footer], memcached: {host: x}}]}, storage: {trace: {cache: redis, search: {cache_control: {footer: true}}}}}",
+            "role parquet-footer is claimed by more than one cache",
+        ),
+        ("storage: {trace: {cache: disk}}", "unknown cache type: disk"),
+        (
+            "storage: {trace: {search: {cache_control: {footer: true}}}}",
+            "storage.trace.search.cache_control is set without storage.trace.cache",
+        ),
     ] {
-        assert_eq!(load_text(text).expect_err("wrong"), format!("\n  line 1: {expected}"), "{text}");
+        let problems = load_text(text).expect_err("wrong");
+        assert!(problems.ends_with(expected), "{text}: {problems}");
+    }
+}
+
+#[test]
+fn caches_are_what_was_written() {
+    use std::time::Duration;
+    use storage::cache::Role;
+    let config = loaded(DEPLOYMENT).storage.cache;
+    assert_eq!(config.unavailable, None);
+    let [cache] = config.settings.memcached.as_slice() else { panic!("{config:?}") };
+    assert_eq!(cache.roles.len(), 6);
+    assert!(!cache.roles.contains(&Role::ParquetPage) && cache.roles.contains(&Role::FrontendSearch));
+    assert_eq!((cache.addresses.as_str(), cache.consistent_hash), ("mcrouter.tempo.svc.cluster.local:5000", false));
+    assert_eq!((cache.timeout, cache.update_interval), (Duration::from_millis(200), Duration::from_secs(60)));
+    assert_eq!((cache.max_idle_conns, cache.max_item_size), (100, 1_000_000));
+    assert_eq!(cache.ttl, Duration::from_secs(48 * 3600));
+    assert_eq!((cache.writers, cache.queue_entries), (10, 10_000));
+
+    let legacy = "
+cache: {background: {writeback_buffer: 5}, caches: [{roles: [parquet-page], memcached: {host: a, service: b, timeout: 0s}}]}
+storage:
+  trace:
+    cache: memcached
+    cache_min_compaction_level: 2
+    cache_max_block_age: 1h
+    search: {read_buffer_size_bytes: 5000, cache_control: {footer: true, offset_index: true}}
+    background_cache: {writeback_goroutines: 3}
+    memcached:
+      host: c
+      consistent_hash: true
+      circuit_breaker_consecutive_failures: 7
+      circuit_breaker_timeout: 8s
+      circuit_breaker_interval: 9s
+";
+    let config = loaded(legacy);
+    assert_eq!(config.unused_keys(), loaded("").unused_keys());
+    let settings = config.storage.cache.settings;
+    assert_eq!((settings.max_page_bytes, settings.max_bloom_compaction_level), (5000, 2));
+    assert_eq!(settings.max_bloom_block_age, Duration::from_secs(3600));
+    let [page, legacy] = settings.memcached.as_slice() else { panic!("{settings:?}") };
+    assert_eq!((page.host.as_str(), page.service.as_str(), page.timeout), ("a", "b", Duration::from_millis(100)));
+    assert_eq!((page.writers, page.queue_entries, page.name.as_str()), (10, 5, ""));
+    assert_eq!(legacy.roles, [Role::Bloom, Role::TraceIdIndex, Role::ParquetFooter, Role::ParquetOffsetIdx]);
+    assert_eq!((legacy.writers, legacy.queue_entries, legacy.name.as_str()), (3, 10_000, "legacy"));
+    assert!(legacy.consistent_hash);
+    assert_eq!(legacy.circuit_breaker_consecutive_failures, 7);
+    assert_eq!((legacy.circuit_breaker_timeout, legacy.circuit_breaker_interval), (Duration::from_secs(8), Duration::from_secs(9)));
+
+    for (text, key) in [
+        ("cache: {caches: [{roles: [bloom], redis: {endpoint: x}}]}", "cache.caches[0].redis"),
+        ("cache: {caches: [{roles: [bloom], memcached: {host: x, tls_enabled: true}}]}", "cache.caches[0].memcached.tls_enabled"),
+        ("storage: {trace: {cache: redis}}", "storage.trace.cache: redis"),
+        ("storage: {trace: {cache: memcached, memcached: {tls_enabled: true}}}", "storage.trace.memcached.tls_enabled"),
+    ] {
+        assert_eq!(loaded(text).storage.cache.unavailable.as_deref(), Some(key), "{text}");
     }
 }
 

@@ -130,10 +130,10 @@ pub(super) const SEARCH: &[Row] = &[
     uint("chunk_size_bytes", "1000000"),
     int("prefetch_trace_count", "1000"),
     int("read_buffer_count", "32"),
-    int("read_buffer_size_bytes", "1048576"),
-    boolean("cache_control.footer", "false"),
-    boolean("cache_control.column_index", "false"),
-    boolean("cache_control.offset_index", "false"),
+    int("read_buffer_size_bytes", "1048576").used(),
+    boolean("cache_control.footer", "false").used(),
+    boolean("cache_control.column_index", "false").used(),
+    boolean("cache_control.offset_index", "false").used(),
 ];
 
 /// The WAL of a component that isn't ours: same keys, other defaults.

@@ -94,17 +94,17 @@ pub(super) const TRACE: &[Row] = &[
     include("gcs", GCS).used(),
     include("s3", S3).used(),
     include("azure", AZURE).used(),
-    text("cache", ""),
-    uint("cache_min_compaction_level", "0"),
-    duration("cache_max_block_age", "0s"),
-    include("background_cache", BACKGROUND_CACHE),
-    include("memcached", MEMCACHED),
+    text("cache", "").used(),
+    uint("cache_min_compaction_level", "0").used(),
+    duration("cache_max_block_age", "0s").used(),
+    include("background_cache", BACKGROUND_CACHE).used(),
+    include("memcached", MEMCACHED).used(),
     include("redis", REDIS),
 ];
 
-const CACHE_ENTRY: &[Row] = &[strings("roles", ""), include("memcached", MEMCACHED), include("redis", REDIS)];
+const CACHE_ENTRY: &[Row] = &[strings("roles", "").used(), include("memcached", MEMCACHED).used(), include("redis", REDIS)];
 
-pub(super) const CACHE: &[Row] = &[include("background", BACKGROUND_CACHE), list("caches", CACHE_ENTRY)];
+pub(super) const CACHE: &[Row] = &[include("background", BACKGROUND_CACHE).used(), list("caches", CACHE_ENTRY).used()];
 
 /// The column names that have their own Parquet column unless the file says otherwise: scope, type, name.
 pub(crate) const DEDICATED_COLUMNS: &[(&str, &str, &str)] = &[

@@ -29,6 +29,7 @@ use crate::{
 
 mod azure;
 mod bucket;
+mod cached;
 pub mod counting;
 mod gcs;
 mod http;
@@ -132,12 +133,6 @@ impl Store {
     pub fn new(objects: Arc<dyn ObjectStore>, prefix: &str) -> Self {
         let prefix = Path::parse(prefix).unwrap_or_else(|_| Path::from(prefix));
         Self { objects, prefix, cache: None, parts: upload::Parts::default(), list_ranges: 1 }
-    }
-
-    /// The same bucket, read through a cache.
-    #[must_use]
-    pub fn with_cache(self, cache: Cache) -> Self {
-        Self { cache: Some(cache), ..self }
     }
 
     /// The same bucket; uploads go in parts of `bytes`, of which `in_flight` are under way at the same time.

@@ -12,7 +12,6 @@ use object_store::ObjectStoreExt as _;
 use super::{CONCURRENCY, Store, StoreError, refused};
 use crate::{
     block::Meta,
-    cache::Role,
     id::{BlockId, Tenant},
 };
 
@@ -26,36 +25,6 @@ pub(crate) const JOIN_MAX: u64 = 8 << 20;
 const MAX_META_BYTES: u64 = 1 << 20;
 
 impl Store {
-    /// A whole object of a block, from the cache if the role is cached.
-    ///
-    /// # Errors
-    /// The bucket refused it.
-    pub async fn read(&self, role: Role, tenant: &Tenant, block: BlockId, name: &str) -> Result<Bytes, StoreError> {
-        let Some(cache) = &self.cache else { return self.get(tenant, block, name).await };
-        let key = format!("{tenant}:{block}:{name}");
-        if let Some(known) = cache.get(role, std::slice::from_ref(&key)).await.into_iter().flatten().next() {
-            return Ok(known);
-        }
-        let bytes = self.get(tenant, block, name).await?;
-        cache.put(role, key, bytes.clone());
-        Ok(bytes)
-    }
-
-    /// Ranges of an object of a block as [`Store::get_ranges`] has them, each from the cache if its role is cached.
-    ///
-    /// # Errors
-    /// The bucket refused one.
-    pub async fn read_ranges(
-        &self,
-        tenant: &Tenant,
-        block: BlockId,
-        name: &str,
-        ranges: &[(Role, Range<u64>)],
-    ) -> Result<Vec<Bytes>, StoreError> {
-        let plain: Vec<_> = ranges.iter().map(|(_, range)| range.clone()).collect();
-        self.get_ranges(tenant, block, name, &plain).await
-    }
-
     /// The description of a live block, if it has a readable one that belongs to it.
     ///
     /// # Errors

@@ -25,7 +25,9 @@ impl Store {
             blooms.push(self.put_bloom(&block.meta, index, bytes.clone()));
         }
         stream::iter(blooms).buffer_unordered(CONCURRENCY).try_collect::<()>().await?;
-        self.put_object(&block.meta, "index", block.index.clone()).await
+        self.put_object(&block.meta, "index", block.index.clone()).await?;
+        self.wrote(&block.meta, &block.blooms, &block.index);
+        Ok(())
     }
 
     async fn put_bloom(&self, meta: &Meta, index: usize, bytes: Bytes) -> Result<(), StoreError> {

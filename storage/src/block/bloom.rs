@@ -72,6 +72,11 @@ pub(crate) fn contains(shard: &[u8], id: TraceId) -> Result<bool, String> {
     }))
 }
 
+/// Whether the bytes are a filter, as far as can be told.
+pub(crate) fn is_filter(shard: &[u8]) -> bool {
+    contains(shard, TraceId::default()).is_ok()
+}
+
 /// The bits of an id. `hashes` and `bits` are not 0.
 fn locations(id: TraceId, hashes: u64, bits: u64) -> impl Iterator<Item = u64> {
     let mut longer = [1u8; 17];

@@ -25,7 +25,7 @@ use self::{
 };
 use super::{
     columns::Columns,
-    dedicated::{self, assigned},
+    dedicated::{self, RESOURCE_LEAVES, SPAN_LEAVES, STATUS_CODE, assigned},
     file::File,
     format::Format,
     interner::Interner,
@@ -35,11 +35,6 @@ use super::{
     schema,
 };
 use crate::{block::TraceSegments, id::TraceId, otlp::WireError};
-
-pub(super) use super::dedicated::{RESOURCE_LEAVES, SPAN_LEAVES, STATUS_CODE};
-
-/// Dedicated columns per scope.
-pub(super) const DEDICATED: usize = 10;
 
 /// Bytes of strings in the dictionaries after which a row group is cut, whatever the estimate says: pages end at 2 GiB.
 const MAX_DICTIONARY_BYTES: usize = 1 << 29;
@@ -73,11 +68,6 @@ pub(super) struct Encoding {
     /// Smallest start and largest end of traces that have one, Unix nanoseconds.
     pub(super) start: Option<u64>,
     pub(super) end: Option<u64>,
-}
-
-/// Names of the attributes in the dedicated leaves `String01`, `String02`, … of a scope.
-pub(super) fn dedicated_names<'a>(kept: &'a [DedicatedColumn], scope: &str) -> Vec<&'a str> {
-    kept.iter().filter(|c| c.scope == scope).take(DEDICATED).map(|c| c.name.as_str()).collect()
 }
 
 /// Encodes traces, sorted by id.

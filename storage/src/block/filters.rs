@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{BlockError, Meta, bloom, reader::corrupt, reader::failed};
-use crate::{backend::Store, cache::Role, id::TraceId};
+use crate::{backend::Store, id::TraceId};
 
 /// Bytes of shards that are kept of one block: more than ten of the usual size. A block has one per 85000 traces.
 const KEPT_BYTES: usize = 1 << 20;
@@ -37,7 +37,7 @@ impl Filters {
         if let Some(filter) = known {
             return bloom::contains(&filter, id).map_err(wrong);
         }
-        let filter = store.read(Role::Bloom, &meta.tenant_id, meta.block_id, &format!("bloom-{shard}")).await;
+        let filter = store.read_bloom(meta, shard).await;
         let filter = filter.map_err(|source| failed(meta, source))?;
         let may_hold = bloom::contains(&filter, id).map_err(wrong)?;
         let mut kept = self.kept.lock();

@@ -83,13 +83,13 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
 
+pub(crate) use self::{bloom::is_filter, meta::rfc3339, reader::DATA};
 pub use self::{
     filters::Filters,
     format::{Format, UnknownFormat},
     meta::{DedicatedColumn, Meta, Settings},
     reader::{Pages, Reader},
 };
-pub(crate) use self::{meta::rfc3339, reader::DATA};
 use crate::{
     backend::StoreError,
     id::{BlockId, Tenant, TraceId},
