@@ -28,7 +28,7 @@ use storage::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    config::{Backend, Config, Overrides, SINGLE_BINARY},
+    config::{Backend, COMPACTOR, Config, Overrides, SINGLE_BINARY},
     http::{self, Admin},
     modules,
     own_traces::OwnTraces,
@@ -45,7 +45,6 @@ const OTHER_TARGETS: &[&str] = &[
     "backend-scheduler",
     "backend-worker",
     "block-builder",
-    "compactor",
     "distributor",
     "ingester",
     "live-store",
@@ -186,7 +185,9 @@ impl App {
             self.admin.trace_by(own_traces);
             self.spawn("own-traces", |shutdown| sender.run(shutdown));
         }
-        modules::start(self).await.context("failed to init module services")?;
+        let modules =
+            async { if self.config.target == COMPACTOR { modules::start_compactor(self).await } else { modules::start(self).await } };
+        modules.await.context("failed to init module services")?;
         self.services.set("modules", State::Running);
         Ok(())
     }
@@ -311,11 +312,13 @@ fn banner(config: &Config, http: SocketAddr) -> String {
 /// Refuses targets that don't exist, and those that can't run on their own yet.
 fn check_target(config: &Config) -> anyhow::Result<()> {
     let target = config.target.as_str();
-    if SINGLE_BINARY.contains(&target) {
+    if SINGLE_BINARY.contains(&target) || target == COMPACTOR {
         return Ok(());
     }
     if OTHER_TARGETS.contains(&target) {
-        bail!("failed to init module services: target \"{target}\" is not available in this version of Rubato: run the target \"all\"");
+        bail!(
+            "failed to init module services: target \"{target}\" is not available in this version of Rubato: run the target \"all\" or \"compactor\""
+        );
     }
     bail!("failed to init module services: unrecognised module name: {target}")
 }
@@ -397,7 +400,7 @@ mod tests {
             (
                 "querier",
                 Some(
-                    "failed to init module services: target \"querier\" is not available in this version of Rubato: run the target \"all\"",
+                    "failed to init module services: target \"querier\" is not available in this version of Rubato: run the target \"all\" or \"compactor\"",
                 ),
             ),
             ("nonsense", Some("failed to init module services: unrecognised module name: nonsense")),

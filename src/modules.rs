@@ -1,4 +1,5 @@
-//! The modules of the target `all`, in the order of their dependencies: log, bucket, dataflow, queries, receivers.
+//! The modules of the target `all`, in the order of their dependencies: log, bucket, dataflow, queries, compactor, receivers; and those of
+//! the target `compactor`: bucket, compactor.
 //!
 //! This is the only place that knows every crate. What each of them asks for is taken from the configuration and the sizes here and nowhere
 //! else, so this file reads as the list of what is connected to what.
@@ -28,6 +29,7 @@ use storage::{
     blocklist::{self, Blocklist, Poller},
     cache::{self, Cache},
     clock::Clock,
+    compactor::{self, Compactor},
     id::Tenant,
     ownership::Sole,
     wal::{self, Wal},
@@ -51,18 +53,70 @@ const WAL_QUEUE_BYTES: usize = 16 << 20;
 
 /// Starts everything. Called once the HTTP server answers `/ready` with 503.
 pub(crate) async fn start(app: &mut App) -> anyhow::Result<()> {
+    reload_overrides(app);
+    // Ports first: if one is taken, nothing should have begun.
+    let receivers = Receivers::bind(app).await?;
+    let wal = open_wal(app).await?;
+    let store = open_bucket(app).await?;
+    let blocklist = poll_bucket(app, &store, false).await?;
+    let dataflow = start_dataflow(app, &wal, &store, &blocklist).await?;
+    compact(app, &store, &blocklist)?;
+    serve_queries(app, store, blocklist, &dataflow)?;
+    receivers.serve(app, &wal)
+}
+
+/// Starts what the target `compactor` has. Called once the HTTP server answers `/ready` with 503.
+pub(crate) async fn start_compactor(app: &mut App) -> anyhow::Result<()> {
+    reload_overrides(app);
+    let store = open_bucket(app).await?;
+    let blocklist = poll_bucket(app, &store, true).await?;
+    compact(app, &store, &blocklist)?;
+    // No API, rather than one that is not up yet.
+    app.admin.serve_api(Router::new(), Vec::new());
+    Ok(())
+}
+
+fn reload_overrides(app: &mut App) {
     if let Some(period) = app.overrides.reload_period() {
         let overrides = Arc::clone(&app.overrides);
         app.spawn("overrides", async move |shutdown| watch_overrides(&overrides, period, shutdown).await);
     }
-    // Ports first: if one is taken, nothing should have begun.
-    let receivers = Receivers::bind(app).await?;
-    let wal = open_wal(app).await?;
-    let store = open_store(&app.config, &app.registry, app.clock.as_ref()).await?.with_cache(start_cache(app)?);
-    let blocklist = poll_bucket(app, &store).await?;
-    let dataflow = start_dataflow(app, &wal, &store, &blocklist).await?;
-    serve_queries(app, store, blocklist, &dataflow)?;
-    receivers.serve(app, &wal)
+}
+
+/// Compacts blocks and deletes old ones, unless it is disabled.
+fn compact(app: &mut App, store: &Store, blocklist: &Blocklist) -> anyhow::Result<()> {
+    let config = &app.config.compactor;
+    if config.disabled {
+        tracing::info!("compactor is disabled");
+        return Ok(());
+    }
+    let threads = app.sizes.compactor_threads;
+    let settings = compactor::Settings {
+        block: block_settings(&app.config.storage.block)?,
+        memory_bytes: usize::try_from(app.sizes.compactor_bytes)?,
+        threads,
+        // One that waits for the bucket, and one that works meanwhile.
+        jobs: config.jobs.unwrap_or(threads.clamp(1, 2)),
+        ..config.settings.clone()
+    };
+    let limits = Arc::new(TenantLimits(Arc::clone(&app.overrides)));
+    let (store, blocklist, clock) = (store.clone(), blocklist.clone(), Arc::clone(&app.clock));
+    // Without a ring every process owns everything, which costs work and nothing else.
+    let compactor = Compactor::new(settings, store, blocklist, Arc::new(Sole), limits, clock, &app.registry)?;
+    app.spawn("compactor", move |mut shutdown| async move {
+        // On a thread of its own: choosing among many blocks takes its time.
+        let runtime = tokio::runtime::Handle::current();
+        let work = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = compactor.run() => {}
+                    () = shutdown.wait() => {}
+                }
+            });
+        };
+        tokio::task::spawn_blocking(work).await.context("compactor panicked")
+    });
+    Ok(())
 }
 
 /// Opens the log. It is closed after everything else has stopped.
@@ -103,6 +157,13 @@ pub(crate) async fn open_store(config: &Config, registry: &Registry, clock: &dyn
     backend::open(settings, components).await.with_context(|| format!("open {settings}"))
 }
 
+/// Opens the bucket, to be read through the caches. One whose settings are wrong stops the start; one that doesn't answer is waited for.
+async fn open_bucket(app: &App) -> anyhow::Result<Store> {
+    let store = open_store(&app.config, &app.registry, app.clock.as_ref()).await?.with_cache(start_cache(app)?);
+    tracing::info!("bucket opened");
+    Ok(store)
+}
+
 /// The caches that the bucket is read through.
 fn start_cache(app: &App) -> anyhow::Result<Cache> {
     let config = &app.config.storage.cache;
@@ -114,10 +175,10 @@ fn start_cache(app: &App) -> anyhow::Result<Cache> {
 }
 
 /// Lists the blocks, and goes on doing so. Waits for the first list: without it, queries would silently miss blocks.
-async fn poll_bucket(app: &mut App, store: &Store) -> anyhow::Result<Blocklist> {
+async fn poll_bucket(app: &mut App, store: &Store, skip_no_compact: bool) -> anyhow::Result<Blocklist> {
     let blocklist = Blocklist::new();
     let seed = u64::from(app.clock.now().subsec_nanos());
-    let settings = blocklist::Settings { seed, ..app.config.storage.blocklist.clone() };
+    let settings = blocklist::Settings { seed, skip_no_compact, ..app.config.storage.blocklist.clone() };
     let clock = Arc::clone(&app.clock);
     // One process of this target is the only one that there is.
     let poller = Poller::new(store.clone(), blocklist.clone(), settings, Arc::new(Sole), clock, &app.registry)?;
@@ -300,6 +361,19 @@ impl query::Overrides for TenantLimits {
             max_blocks_per_tag_values_query: size(limits.max_blocks_per_tag_values_query),
             max_search_duration: limits.max_search_duration,
             ..query::Limits::default()
+        }
+    }
+}
+
+impl compactor::Overrides for TenantLimits {
+    fn limits(&self, tenant: &Tenant) -> compactor::Limits {
+        let limits = self.0.limits(tenant.as_str());
+        let nonzero = |duration: Duration| Some(duration).filter(|duration| !duration.is_zero());
+        compactor::Limits {
+            disabled: limits.compaction_disabled,
+            window: nonzero(limits.compaction_window),
+            retention: nonzero(limits.block_retention),
+            max_bytes_per_trace: usize::try_from(limits.max_bytes_per_trace).unwrap_or(usize::MAX),
         }
     }
 }

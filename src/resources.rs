@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::Config;
+use crate::config::{COMPACTOR, Config};
 
 /// What this process may use.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,6 +40,10 @@ pub(crate) struct Sizes {
     pub(crate) query_bytes: u64,
     /// Bytes of caches.
     pub(crate) cache_bytes: u64,
+    /// Bytes that merges of blocks may hold.
+    pub(crate) compactor_bytes: u64,
+    /// Threads that merge blocks.
+    pub(crate) compactor_threads: usize,
 }
 
 /// Share of the machine's memory that is taken when no limit is set: other processes live there too.
@@ -53,6 +57,8 @@ impl Sizes {
     pub(crate) fn new(resources: &Resources, config: &Config) -> Self {
         let cpus = resources.cpus.ceil().clamp(1.0, 1024.0) as usize;
         let memory = resources.memory_bytes;
+        // Beside everything else, half of the CPUs are more than enough to keep up with what the others take in.
+        let is_alone = config.target == COMPACTOR;
         Self {
             async_threads: config.threads.unwrap_or(cpus).clamp(1, 1024),
             dataflow_workers: config.dataflow.workers.unwrap_or((cpus / 2).max(1)).clamp(1, 256),
@@ -61,6 +67,8 @@ impl Sizes {
             live_bytes: memory / 4,
             query_bytes: memory / 4,
             cache_bytes: memory / 8,
+            compactor_bytes: if is_alone { memory / 2 } else { memory / 8 },
+            compactor_threads: if is_alone { cpus } else { (cpus / 2).max(1) },
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod blocklist;
 mod cli;
+mod compaction;
 mod harness;
 mod hostile;
 mod limits;

@@ -22,7 +22,7 @@ use std::{
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use storage::{backend::Store, blocklist::Blocklist, id::BlockId, wal::Position, wal::Wal};
+use storage::{backend::Store, blocklist::Blocklist, compactor::Publication, id::BlockId, wal::Position, wal::Wal};
 use tokio::sync::Notify;
 
 use crate::{
@@ -164,8 +164,20 @@ impl Committer {
             current = next;
             last_written = Instant::now();
             for block in &checkpoint.blocks {
-                publish(&self.store, block).await;
-                self.blocklist.add(block.meta.clone());
+                // New, so there is no need to look what became of it, unless this fails and perhaps did not.
+                let outcome = match self.store.publish(&block.meta).await {
+                    Ok(()) => Publication::Live,
+                    Err(error) => {
+                        tracing::warn!(%error, block_id = %block.meta.block_id, "bucket refused meta.json, trying again");
+                        publish(&self.store, block).await
+                    }
+                };
+                match outcome {
+                    Publication::Live => self.blocklist.add(block.meta.clone()),
+                    // It was published, and whoever compacted it since has listed what took its place.
+                    Publication::Compacted => {}
+                    Publication::Gone => self.metrics.skip_block(&block.meta, "gone", "its objects are not in the bucket"),
+                }
                 self.metrics.blocks_flushed.inc();
             }
             let ids: Vec<BlockId> = checkpoint.blocks.iter().map(|block| block.meta.block_id).collect();
@@ -194,11 +206,14 @@ impl Committer {
     }
 }
 
-/// Writes `meta.json`, however long it takes.
-pub(crate) async fn publish(store: &Store, block: &CommittedBlock) {
+/// Writes `meta.json`, however long it takes, unless the block has been compacted or deleted since it was committed.
+pub(crate) async fn publish(store: &Store, block: &CommittedBlock) -> Publication {
     let mut backoff = Backoff::default();
-    while let Err(error) = store.publish(&block.meta).await {
-        backoff.wait("meta.json", &error).await;
+    loop {
+        match storage::compactor::publish(store, &block.meta).await {
+            Ok(publication) => return publication,
+            Err(error) => backoff.wait("meta.json", &error).await,
+        }
     }
 }
 

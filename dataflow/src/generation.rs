@@ -1,7 +1,8 @@
 //! A generation: one life of the dataflow, from a manifest to its end.
 //!
-//! A generation begins by reading the newest manifest: it publishes the blocks listed there once more, learns which spans they hold, and
-//! reads the log from where the manifest says. It ends when it is told to, or when a worker panics or the committer finds that somebody
+//! A generation begins by reading the newest manifest: it publishes the blocks listed there once more, unless they were compacted or
+//! deleted meanwhile, learns which spans they hold, and reads the log from where the manifest says. A block that cannot be read any more
+//! is passed over: the block that it was compacted into has its spans, and those that the log brings again are copies, which queries drop. It ends when it is told to, or when a worker panics or the committer finds that somebody
 //! else commits; then the next one begins in the same process. Nothing outlives a generation but the log, the bucket and the blocklist.
 
 use std::{
@@ -23,7 +24,8 @@ use futures::{
 };
 use parking_lot::Mutex;
 use storage::{
-    block::{BlockError, Reader},
+    block::{BlockError, Reader, chain},
+    compactor::Publication,
     id::BlockId,
     wal::WalError,
 };
@@ -85,7 +87,7 @@ pub(crate) fn run(
     let runtime = components.runtime.clone();
     // Recovery waits for the bucket, perhaps for ever; whoever wants to stop should not have to.
     let recovery = async {
-        match select(pin!(recover(components)), pin!(until(stopped))).await {
+        match select(pin!(recover(components, metrics)), pin!(until(stopped))).await {
             Either::Left((recovered, _)) => Some(recovered),
             Either::Right(_) => None,
         }
@@ -252,30 +254,48 @@ async fn until(stopped: &AtomicBool) {
 }
 
 /// Reads the manifest, publishes what it lists, and learns which spans need not be stored again.
-async fn recover(components: &Components) -> Result<(Manifest, Vec<KnownSpans>), GenerationError> {
+async fn recover(components: &Components, metrics: &Metrics) -> Result<(Manifest, Vec<KnownSpans>), GenerationError> {
     let manifest = components.manifests.load().await?;
+    let mut readable = Vec::new();
     for block in &manifest.blocks {
-        publish(&components.store, block).await;
-        components.blocklist.add(block.meta.clone());
+        match publish(&components.store, block).await {
+            Publication::Live => {
+                components.blocklist.add(block.meta.clone());
+                readable.push(block.clone());
+            }
+            Publication::Compacted => readable.push(block.clone()),
+            Publication::Gone => metrics.skip_block(&block.meta, "gone", "its objects are not in the bucket"),
+        }
     }
-    let known = stream::iter(manifest.blocks.clone())
-        .map(|block| known_spans(components, block))
-        .buffer_unordered(RECOVERY_READS)
-        .try_concat()
-        .await?;
+    let known =
+        stream::iter(readable).map(|block| known_spans(components, metrics, block)).buffer_unordered(RECOVERY_READS).try_concat().await?;
     Ok((manifest, known))
 }
 
-async fn known_spans(components: &Components, block: CommittedBlock) -> Result<Vec<KnownSpans>, GenerationError> {
+async fn known_spans(components: &Components, metrics: &Metrics, block: CommittedBlock) -> Result<Vec<KnownSpans>, GenerationError> {
     let wal_id = components.wal.id();
     let Some(range) = block.records.get(&wal_id) else { return Ok(Vec::new()) };
     if range.last < components.wal.tail() {
         return Ok(Vec::new());
     }
     let tenant = block.meta.tenant_id.clone();
-    let reader = Reader::open(&components.store, Arc::new(block.meta)).await?;
-    let keys = reader.span_keys().await?;
-    Ok(keys.into_iter().map(|(trace_id, keys)| KnownSpans { tenant: tenant.clone(), trace_id, keys }).collect())
+    let meta = Arc::new(block.meta);
+    let keys = async { Reader::open(&components.store, Arc::clone(&meta)).await?.span_keys().await };
+    let reason = match keys.await {
+        Ok(keys) => return Ok(keys.into_iter().map(|(trace_id, keys)| KnownSpans { tenant: tenant.clone(), trace_id, keys }).collect()),
+        // Reading it again would end the same way, and the log must not wait for it.
+        Err(error @ BlockError::Corrupt { .. }) => ("corrupt", error),
+        Err(error @ BlockError::Unsupported { .. }) => ("unsupported", error),
+        Err(error) if is_gone(&error) => ("gone", error),
+        Err(error) => return Err(error.into()),
+    };
+    metrics.skip_block(&meta, reason.0, &chain(&reason.1));
+    Ok(Vec::new())
+}
+
+/// Whether an object of the block is not there.
+fn is_gone(error: &BlockError) -> bool {
+    matches!(error, BlockError::Store { source, .. } if matches!(source.source, object_store::Error::NotFound { .. }))
 }
 
 /// What a panic said.

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets};
 
-use storage::id::Tenant;
+use storage::{block::Meta, id::Tenant};
 
 use crate::worker::State;
 
@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) generations: IntCounterVec,
     pub(crate) commits: IntCounter,
     pub(crate) commit_failures: IntCounter,
+    pub(crate) skipped_blocks: IntCounterVec,
     pub(crate) encode_seconds: Histogram,
     pub(crate) encode_failures: IntCounter,
     pub(crate) blocks_flushed: IntCounter,
@@ -61,6 +62,11 @@ impl Metrics {
             generations: counters("rubato_dataflow_generations_total", "Generations of the dataflow, by what began them", "reason")?,
             commits: counter("rubato_dataflow_commits_total", "Manifests committed")?,
             commit_failures: counter("rubato_dataflow_commit_failures_total", "Manifests that the store refused")?,
+            skipped_blocks: counters(
+                "rubato_dataflow_skipped_blocks_total",
+                "Committed blocks that recovery could neither publish nor read, by reason",
+                "reason",
+            )?,
             encode_seconds: histogram(
                 "rubato_dataflow_block_encode_seconds",
                 "Time to encode a block",
@@ -78,6 +84,14 @@ impl Metrics {
             )?,
             flush_bytes: histogram("tempo_ingester_flush_size_bytes", "Size of uploaded blocks", exponential_buckets(1048576.0, 2.0, 10)?)?,
         })
+    }
+}
+
+impl Metrics {
+    /// Counts and logs a committed block that cannot be read: its spans are in the block that it was compacted into, or lost.
+    pub(crate) fn skip_block(&self, meta: &Meta, reason: &str, error: &str) {
+        tracing::warn!(tenant = %meta.tenant_id, block_id = %meta.block_id, reason, error, "committed block is passed over");
+        self.skipped_blocks.with_label_values(&[reason]).inc();
     }
 }
 

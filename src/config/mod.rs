@@ -14,6 +14,7 @@
 mod bucket;
 mod cache;
 mod check;
+mod compactor;
 mod document;
 mod expand;
 mod limits;
@@ -28,6 +29,7 @@ mod warnings;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 pub(crate) use cache::Cache;
+pub(crate) use compactor::Compactor;
 pub(crate) use document::Problem;
 pub(crate) use limits::Limits;
 pub(crate) use overrides::Overrides;
@@ -42,6 +44,9 @@ use storage::blocklist;
 
 /// The targets that run everything in one process.
 pub(crate) const SINGLE_BINARY: &[&str] = &["all", "scalable-single-binary"];
+
+/// The target that compacts and does nothing else.
+pub(crate) const COMPACTOR: &str = "compactor";
 
 /// What to load.
 #[derive(Clone, Debug, Default)]
@@ -225,6 +230,8 @@ pub(crate) struct Config {
     pub(crate) storage: Storage,
     /// The dataflow.
     pub(crate) dataflow: Dataflow,
+    /// Compaction and retention.
+    pub(crate) compactor: Compactor,
     /// Threads of the async runtime; none is decided by the CPUs.
     pub(crate) threads: Option<usize>,
     /// Memory to stay below; none is decided by the cgroup.
@@ -425,6 +432,7 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
             tick: s.duration("rubato.dataflow.tick"),
             checkpoint_interval: s.duration("rubato.dataflow.checkpoint_interval"),
         },
+        compactor: compactor::compactor(s),
         threads: Some(count("rubato.threads")).filter(|threads| *threads > 0),
         memory_limit: Some(s.number("rubato.memory_limit")).filter(|bytes| *bytes > 0),
         memory_ratio: s.float("memory.automemlimit_ratio"),

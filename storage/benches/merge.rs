@@ -19,6 +19,10 @@ use storage::{
     wal::Position,
 };
 
+/// That of the binary: what a merge leaves behind in memory is the allocator's doing.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const TRACES: usize = 8000;
 
 fn traces<'a>(requests: impl Iterator<Item = &'a Bytes>) -> Vec<TraceSegments> {

@@ -17,6 +17,7 @@ pub mod block;
 pub mod blocklist;
 pub mod cache;
 pub mod clock;
+pub mod compactor;
 pub mod id;
 pub mod otlp;
 pub mod ownership;

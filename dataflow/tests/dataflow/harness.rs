@@ -183,6 +183,15 @@ impl Harness {
         &self.components().wal
     }
 
+    pub(crate) fn store(&self) -> &Store {
+        &self.components().store
+    }
+
+    /// The blocks that queries read.
+    pub(crate) fn listed(&self, tenant: &Tenant) -> Vec<block::Meta> {
+        self.components().blocklist.blocks(tenant).iter().map(|meta| (**meta).clone()).collect()
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.running.as_ref().is_some_and(|(dataflow, _)| dataflow.is_running())
     }
@@ -222,10 +231,16 @@ impl Harness {
 
     /// Everything in published blocks. Fails when a span is there twice.
     pub(crate) async fn stored(&self, tenant: &Tenant) -> Spans {
-        let store = &self.components().store;
+        let blocks = self.store().blocks(tenant).await.expect("list");
+        self.spans_of(tenant, &blocks).await
+    }
+
+    /// Everything in some blocks, published or not. Fails when a span is there twice.
+    pub(crate) async fn spans_of(&self, tenant: &Tenant, blocks: &[block::Meta]) -> Spans {
         let mut stored = Spans::new();
-        for meta in store.blocks(tenant).await.expect("list") {
-            let reader = Reader::open(store, Arc::new(meta)).await.expect("block");
+        for meta in blocks {
+            assert_eq!(meta.tenant_id, *tenant);
+            let reader = Reader::open(self.store(), Arc::new(meta.clone())).await.expect("block");
             for row_group in 0..reader.row_groups() {
                 for trace in reader.scan(row_group, Projection::ALL).await.expect("scan") {
                     stored.entry(trace.trace_id).or_default().extend(span_ids(&trace.resource_spans));
@@ -237,6 +252,14 @@ impl Harness {
             assert!(spans.windows(2).all(|pair| pair[0] < pair[1]), "trace {trace} is stored twice: {spans:x?}");
         }
         stored
+    }
+
+    /// Sum of a counter over its labels.
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        let sum: f64 = family.map_or(0.0, |family| family.get_metric().iter().map(|metric| metric.get_counter().get_value()).sum());
+        sum as u64
     }
 
     /// Sum of a gauge over its labels.

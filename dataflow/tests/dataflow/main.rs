@@ -192,6 +192,92 @@ fn a_crash_between_block_and_manifest_stores_nothing_twice() {
     });
 }
 
+/// Requests in blocks, and a trace that stays live, so that a restart reads the log from its first record on and the manifest still lists
+/// the blocks.
+fn committed(harness: &Harness, tenant: &Tenant) -> (Spans, Vec<storage::block::Meta>) {
+    let (requests, truth) = requests(30, 6);
+    harness.block_on(async {
+        let mut lively = (0..).map(|span| request(&[(1000, span)]));
+        let mut go_on = async || harness.wal().append(tenant, lively.next().expect("endless")).await.expect("append");
+        go_on().await;
+        for spans in &requests {
+            harness.wal().append(tenant, request(spans)).await.expect("append");
+        }
+        while harness.spans_of(tenant, &harness.listed(tenant)).await.len() < truth.len() {
+            go_on().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let blocks = harness.listed(tenant);
+    (truth, blocks)
+}
+
+#[test]
+fn a_block_that_was_compacted_stays_so_over_a_restart() {
+    let mut harness = Harness::new(hasty(1));
+    let tenant = Tenant::single();
+    let (truth, blocks) = committed(&harness, &tenant);
+    harness.block_on(async {
+        for block in &blocks {
+            harness.store().mark_compacted(&tenant, block.block_id).await.expect("mark");
+        }
+    });
+    harness.restart(hasty(1));
+    harness.block_on(async {
+        harness.flush().await;
+        let stored = harness.stored(&tenant).await;
+        for block in &blocks {
+            assert_eq!(harness.store().meta(&tenant, block.block_id).await.expect("get"), None, "it came back");
+        }
+        // Nothing of it is stored again: what it was compacted into has it.
+        let in_blocks = harness.spans_of(&tenant, &blocks).await;
+        assert!(!in_blocks.is_empty());
+        for (trace, spans) in &in_blocks {
+            let again = stored.get(trace).map(Vec::as_slice).unwrap_or_default();
+            assert!(spans.iter().all(|span| !again.contains(span)), "trace {trace}");
+            assert!(truth.get(trace).is_none_or(|truth| spans.iter().all(|span| truth.contains(span))));
+        }
+    });
+    assert_eq!(harness.counter("rubato_dataflow_skipped_blocks_total"), 0);
+}
+
+#[test]
+fn a_block_that_is_gone_or_corrupt_does_not_hold_up_recovery() {
+    for (what, reason) in [("deleted", "gone"), ("overwritten", "corrupt")] {
+        let mut harness = Harness::new(hasty(1));
+        let tenant = Tenant::single();
+        let (truth, blocks) = committed(&harness, &tenant);
+        harness.block_on(async {
+            for block in &blocks {
+                if what == "deleted" {
+                    harness.store().delete(&tenant, block.block_id).await.expect("delete");
+                } else {
+                    harness
+                        .store()
+                        .put_named(&tenant, block.block_id, "data.parquet", vec![0; block.size as usize].into())
+                        .await
+                        .expect("put");
+                    harness.store().mark_compacted(&tenant, block.block_id).await.expect("mark");
+                }
+            }
+        });
+        harness.restart(hasty(1));
+        harness.block_on(async {
+            harness.wait_until("a generation runs", Harness::is_running).await;
+            harness.flush().await;
+            // The log still had them, and nothing says that they are stored.
+            let stored = harness.stored(&tenant).await;
+            for (trace, spans) in &truth {
+                assert_eq!(stored.get(trace), Some(spans), "{what}");
+            }
+            for block in &blocks {
+                assert_eq!(harness.store().meta(&tenant, block.block_id).await.expect("get"), None, "{what}: it came back");
+            }
+        });
+        assert_eq!(harness.counter("rubato_dataflow_skipped_blocks_total"), blocks.len() as u64, "{reason}");
+    }
+}
+
 #[test]
 fn a_crash_between_manifest_and_meta_json_loses_nothing() {
     let mut harness = Harness::new(hasty(1));

@@ -165,12 +165,12 @@ pub(super) const QUERY_FRONTEND: &[Row] = &[
 ];
 
 pub(super) const COMPACTOR: &[Row] = &[
-    boolean("disabled", "false"),
+    boolean("disabled", "false").used(),
     include("ring", INSTANCE_RING),
     set("ring.kvstore.store", ""),
     duration("ring.wait_stability_min_duration", "1m"),
     duration("ring.wait_stability_max_duration", "5m"),
     duration("ring.wait_active_instance_timeout", "10m"),
-    include("compaction", COMPACTION),
+    include("compaction", COMPACTION).used(),
     text("override_ring_key", "compactor"),
 ];

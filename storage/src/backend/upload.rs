@@ -134,7 +134,8 @@ impl Upload {
         Ok(self.written)
     }
 
-    async fn is_there(&self) -> bool {
+    // By `&mut`: multipart uploads are not `Sync`, and uploads run in spawned tasks.
+    async fn is_there(&mut self) -> bool {
         self.objects.head(&self.path).await.is_ok_and(|object| object.size == self.written)
     }
 

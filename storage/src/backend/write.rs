@@ -125,7 +125,8 @@ impl Store {
         self.delete_object(&self.tenant_path(tenant).join(name)).await
     }
 
-    /// Deletes all objects of a block, `meta.json` first. Deleting what is gone is no error.
+    /// Deletes all objects of a block: `meta.json` first, then its data, and `meta.compacted.json` last, so that nobody who finds the data
+    /// takes the block for one that was not published yet. Deleting what is gone is no error.
     ///
     /// # Errors
     /// The bucket refused a deletion.
@@ -133,8 +134,12 @@ impl Store {
         self.delete_object(&self.object_path(tenant, block, "meta.json")).await?;
         let folder = self.block_path(tenant, block);
         let objects: Vec<_> = self.objects.list(Some(&folder)).try_collect().await.map_err(refused("list", &folder))?;
-        let deletions = objects.into_iter().map(|object| async move { self.delete_object(&object.location).await });
-        stream::iter(deletions).buffer_unordered(CONCURRENCY).try_collect::<()>().await
+        self.delete_object(&folder.clone().join(crate::block::DATA)).await?;
+        let compacted = folder.join("meta.compacted.json");
+        let rest = objects.into_iter().map(|object| object.location).filter(|path| *path != compacted);
+        let deletions = rest.map(|path| async move { self.delete_object(&path).await });
+        stream::iter(deletions).buffer_unordered(CONCURRENCY).try_collect::<()>().await?;
+        self.delete_object(&compacted).await
     }
 
     pub(super) async fn delete_object(&self, path: &Path) -> Result<(), StoreError> {

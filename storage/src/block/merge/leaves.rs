@@ -17,7 +17,7 @@ use super::{
     source::Window,
 };
 use crate::block::{
-    column::{Column, Decoder, Values},
+    column::{Column, Decoder, Strings, Values},
     interner::Interner,
     pages::{Chunk, ChunkWriter, ColumnError, EncodedLevels, Press, Values as Written, write_levels},
     schema::Layout,
@@ -183,13 +183,18 @@ impl Worker {
         let gathered = self.gathered(task, &decoded, origin, max)?;
         let mut writer = ChunkWriter::default();
         self.interner.clear();
-        // Per part: codes of the new dictionary by the part's codes, where they are known.
-        let mut codes: Vec<Vec<u32>> = Vec::new();
+        // Codes of the new dictionary by codes of the old ones, where they are known; parts of one row group share a dictionary.
+        let mut codes: Vec<(&Arc<Strings>, Vec<u32>)> = Vec::new();
+        let mut codes_of = vec![0; decoded.len()];
         if info.layout == Layout::Dictionary {
-            codes.extend(decoded.iter().map(|decoded| match &decoded.values {
-                Values::Codes { dictionary, .. } => vec![u32::MAX; dictionary.len()],
-                _ => Vec::new(),
-            }));
+            for (part, decoded) in decoded.iter().enumerate() {
+                let Values::Codes { dictionary, .. } = &decoded.values else { continue };
+                let known = codes.iter().position(|(known, _)| Arc::ptr_eq(known, dictionary));
+                codes_of[part] = known.unwrap_or(codes.len());
+                if known.is_none() {
+                    codes.push((dictionary, vec![u32::MAX; dictionary.len()]));
+                }
+            }
         }
         for page in &gathered.pages {
             let levels = EncodedLevels { repetition: &page.repetition, definition: &page.definition };
@@ -202,7 +207,7 @@ impl Worker {
                         let range = run.range();
                         match &decoded[run.part as usize].values {
                             Values::Codes { codes: old, dictionary } => {
-                                let new = &mut codes[run.part as usize];
+                                let new = &mut codes[codes_of[run.part as usize]].1;
                                 for &code in &old[range] {
                                     let known = &mut new[code as usize];
                                     if *known == u32::MAX {

@@ -4,14 +4,20 @@
 //!  row group   ids, offset indexes ──► what every row costs
 //!              │ small: one window        │ large: windows of about the budget, along the pages
 //!              ▼                          ▼
-//!  Window      of every leaf the dictionary and the pages that hold the window's rows     one joined read of ranges
+//!  Window      of every leaf the pages that hold the window's rows     one joined read of ranges; dictionaries once per row group
 //! ```
 //!
 //! Tempo cuts row groups at an estimate that can be a hundred megabytes of compressed bytes, so a row group does not always fit. A chunk
-//! without an offset index (neither Tempo nor this release write any) is fetched whole.
+//! without an offset index (neither Tempo nor this release write any) is fetched whole. The dictionaries of a row group stay in memory,
+//! compressed, until its last row is merged: every window needs them, however large the row group is.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, Weak},
+};
 
+use bytes::Bytes;
+use parking_lot::Mutex;
 use parquet::file::metadata::RowGroupMetaData;
 
 use super::plan::{Cost, Part};
@@ -19,7 +25,7 @@ use crate::{
     backend::Store,
     block::{
         BlockError, Meta, Reader,
-        column::{Column, Decoder, Fetched, Wrong},
+        column::{Column, Decoder, Fetched, Strings, Values, Wrong},
         leaf::trace_id,
         reader::{DATA, corrupt, failed, offset_indexes, pages},
         row_group::{Parts, RowGroup, Wanted},
@@ -32,6 +38,8 @@ use crate::{
 #[derive(Debug)]
 struct Group {
     layout: Arc<Layout>,
+    /// The dictionary pages, which all windows need, once one was fetched.
+    dictionaries: Option<Vec<(u64, Bytes)>>,
     ids: Vec<TraceId>,
     costs: Vec<Cost>,
     next: usize,
@@ -43,7 +51,19 @@ struct Layout {
     group: RowGroup,
     /// Per leaf; none if it has no offset index.
     pages: Vec<Option<Vec<PageLocation>>>,
+    /// Per leaf: its dictionary. What is large is shared only while somebody uses it.
+    decoded: Vec<Mutex<Known>>,
 }
+
+/// A decoded dictionary.
+#[derive(Debug, Default)]
+struct Known {
+    shared: Weak<Strings>,
+    _kept: Option<Arc<Strings>>,
+}
+
+/// Dictionaries up to this many bytes are kept for all windows of a row group.
+const KEPT_DICTIONARY_BYTES: usize = 256 << 10;
 
 impl Layout {
     fn wanted(&self, leaf: usize, rows: &Range<usize>) -> Wanted {
@@ -83,8 +103,14 @@ impl Window {
     /// What is wrong with the bytes.
     pub(super) fn column(&self, decoder: &mut Decoder, leaf: usize, rows: &Range<u32>) -> Result<Column, Wrong> {
         let rows = self.first + rows.start as usize..self.first + rows.end as usize;
-        let fetched = self.layout.wanted(leaf, &rows).fetched(&self.parts, None)?;
-        self.layout.group.column(decoder, leaf, &fetched, rows)
+        let known = self.layout.decoded[leaf].lock().shared.upgrade();
+        let fetched = self.layout.wanted(leaf, &rows).fetched(&self.parts, known)?;
+        let column = self.layout.group.column(decoder, leaf, &fetched, rows)?;
+        if let Values::Codes { dictionary, .. } = &column.values {
+            let kept = (dictionary.memory() <= KEPT_DICTIONARY_BYTES).then(|| Arc::clone(dictionary));
+            *self.layout.decoded[leaf].lock() = Known { shared: Arc::downgrade(dictionary), _kept: kept };
+        }
+        Ok(column)
     }
 
     /// The error that something is wrong with this input.
@@ -135,10 +161,17 @@ impl Source {
             Some(parts) => (first..group.ids.len(), parts),
             None => {
                 let rows = first..group.layout.end_of_window(first, self.budget);
-                let wanted: Vec<_> =
-                    self.leaves.iter().flat_map(|&leaf| group.layout.wanted(leaf, &rows).ranges().collect::<Vec<_>>()).collect();
-                let parts = self.fetch(&wanted).await?;
-                (rows, parts)
+                let wanted: Vec<_> = self.leaves.iter().map(|&leaf| group.layout.wanted(leaf, &rows)).collect();
+                let dictionaries = match &group.dictionaries {
+                    Some(known) => known.clone(),
+                    None => {
+                        let pages: Vec<_> = wanted.iter().filter_map(|wanted| wanted.dictionary.clone()).collect();
+                        group.dictionaries.insert(self.fetch(&pages).await?).clone()
+                    }
+                };
+                let mut parts = self.fetch(&wanted.into_iter().map(|wanted| wanted.pages).collect::<Vec<_>>()).await?;
+                parts.extend(dictionaries);
+                (rows, Parts::new(parts))
             }
         };
         group.next = rows.end;
@@ -158,7 +191,7 @@ impl Source {
         let chunks = if whole { self.leaves.as_slice() } else { std::slice::from_ref(&self.trace_id) };
         let mut ranges: Vec<_> = chunks.iter().map(|&leaf| group.chunk_range(leaf)).collect();
         ranges.extend(offset_indexes(&group, &self.leaves));
-        let parts = self.fetch(&ranges).await?;
+        let parts = Parts::new(self.fetch(&ranges).await?);
 
         let footer = Arc::clone(self.reader.footer());
         let (leaves, id_leaf) = (self.leaves.clone(), self.trace_id);
@@ -169,9 +202,9 @@ impl Source {
             let column = group.column(&mut Decoder::default(), id_leaf, &chunk, 0..rows)?;
             let id = |row| column.values.string(row).map(trace_id).ok_or_else(|| "a row has no trace id".to_owned());
             let ids: Vec<_> = (0..rows).map(id).collect::<Result<_, _>>()?;
-            let layout = Layout { group, pages };
+            let layout = Layout { decoded: pages.iter().map(|_| Mutex::default()).collect(), group, pages };
             let costs = costs(footer.row_group(number), &layout);
-            Ok((Group { layout: Arc::new(layout), ids, costs, next: 0 }, parts))
+            Ok((Group { layout: Arc::new(layout), dictionaries: None, ids, costs, next: 0 }, parts))
         });
         let (group, parts) = read.await.map_err(|_| self.corrupt("its decoder panicked"))?.map_err(|what| self.corrupt(what))?;
         if self.last.is_some_and(|last| group.ids[0] <= last) || !group.ids.is_sorted_by(|a, b| a < b) {
@@ -182,14 +215,14 @@ impl Source {
     }
 
     /// Ranges of the Parquet file, past the cache: what a merge reads is about to be replaced.
-    async fn fetch(&self, ranges: &[Range<u64>]) -> Result<Parts, BlockError> {
+    async fn fetch(&self, ranges: &[Range<u64>]) -> Result<Vec<(u64, Bytes)>, BlockError> {
         let meta = self.reader.meta();
         let fetched = self.store.get_ranges(&meta.tenant_id, meta.block_id, DATA, ranges).await;
         let fetched = fetched.map_err(|source| failed(meta, source))?;
         if !fetched.iter().zip(ranges).all(|(bytes, range)| bytes.len() as u64 == range.end - range.start) {
             return Err(self.corrupt("data.parquet is shorter than meta.json says"));
         }
-        Ok(Parts::new(ranges.iter().map(|range| range.start).zip(fetched).collect()))
+        Ok(ranges.iter().map(|range| range.start).zip(fetched).collect())
     }
 }
 
