@@ -4,6 +4,8 @@
 //! in this package; the crates know nothing of files, flags or the environment.
 
 mod app;
+mod blocks;
+mod bucket;
 mod client;
 mod config;
 mod flags;
@@ -17,6 +19,7 @@ mod receivers;
 mod recent;
 mod resources;
 mod services;
+mod trace;
 
 use std::{io::Write as _, path::Path, process::ExitCode};
 
@@ -32,10 +35,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 enum Tool {
     /// Send realistic traces to an OTLP endpoint, measure, and check what came out.
     Load(load::Command),
+    /// Look at the blocks in a bucket, check them, convert them.
+    Blocks(blocks::Command),
+    /// Show one trace from the blocks of a bucket.
+    Trace(trace::Command),
 }
 
 /// Words that are tools; anything else is a flag of the server.
-const TOOLS: &[&str] = &["load"];
+const TOOLS: &[&str] = &["load", "blocks", "trace"];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
@@ -54,6 +61,8 @@ fn main() -> ExitCode {
 fn run_tool() -> ExitCode {
     let tool = async || match Tool::parse() {
         Tool::Load(command) => load::run(command).await,
+        Tool::Blocks(command) => blocks::run(command).await,
+        Tool::Trace(command) => trace::run(command).await,
     };
     let outcome =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Into::into).and_then(|runtime| runtime.block_on(tool()));

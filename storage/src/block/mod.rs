@@ -53,6 +53,7 @@ mod filters;
 pub(crate) mod fixtures;
 mod footer;
 mod format;
+mod inspect;
 mod interner;
 mod json;
 mod leaf;
@@ -76,6 +77,7 @@ mod tests_losses;
 #[cfg(test)]
 mod tests_versions;
 mod thrift;
+mod verify;
 
 use std::sync::Arc;
 
@@ -87,8 +89,10 @@ pub(crate) use self::{bloom::is_filter, meta::rfc3339, reader::DATA};
 pub use self::{
     filters::Filters,
     format::{Format, UnknownFormat},
+    inspect::ColumnFacts,
     meta::{DedicatedColumn, Meta, Settings},
     reader::{Pages, Reader},
+    verify::{Verified, verify},
 };
 use crate::{
     backend::StoreError,
