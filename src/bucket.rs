@@ -54,6 +54,8 @@ pub(crate) struct Bucket {
     pub(crate) store: Store,
     /// The tenants that the command is about, sorted.
     pub(crate) tenants: Vec<Tenant>,
+    /// How the configuration wants blocks to be written.
+    pub(crate) settings: storage::block::Settings,
 }
 
 impl Arguments {
@@ -75,7 +77,7 @@ impl Arguments {
             Some(name) => vec![Tenant::new(name).with_context(|| format!("--tenant {name}"))?],
             None => store.tenants().await.map_err(|error| anyhow::anyhow!(storage::block::chain(&error)))?,
         };
-        Ok(Bucket { store, tenants })
+        Ok(Bucket { store, tenants, settings: modules::block_settings(&config.storage.block)? })
     }
 
     fn flags(&self) -> anyhow::Result<Vec<(&'static str, config::Value)>> {

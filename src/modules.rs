@@ -248,7 +248,8 @@ async fn start_dataflow(app: &mut App, wal: &Wal, store: &Store, blocklist: &Blo
     Ok(dataflow)
 }
 
-fn block_settings(config: &crate::config::Block) -> anyhow::Result<block::Settings> {
+/// How blocks are written.
+pub(crate) fn block_settings(config: &crate::config::Block) -> anyhow::Result<block::Settings> {
     let columns = config.dedicated_columns.iter().map(|column| block::DedicatedColumn {
         scope: column.scope.clone(),
         name: column.name.clone(),

@@ -14,3 +14,4 @@ mod restart;
 mod roundtrip;
 mod s3;
 mod tenancy;
+mod tools;

@@ -6,12 +6,14 @@
 //! | `show` | one block: its description, row groups and columns |
 //! | `analyse` | which attributes take the room, and which deserve a column of their own |
 //! | `verify` | reads every byte of a block and checks it |
+//! | `rewrite` | writes a block again, in another version or with other columns |
 //!
 //! Tables go to the standard output, everything else to the standard error; `--json` prints the same facts for programs. Long work shows
 //! a bar on a terminal.
 
 mod analyse;
 mod list;
+mod rewrite;
 mod show;
 mod verify;
 
@@ -40,6 +42,8 @@ enum What {
     Analyse(analyse::Command),
     /// Read blocks completely and check that everything fits together
     Verify(verify::Command),
+    /// Write a block again, in another version or with other dedicated columns, and retire the old one
+    Rewrite(rewrite::Command),
 }
 
 /// Runs the command.
@@ -52,6 +56,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
         What::Show(command) => show::run(command).await,
         What::Analyse(command) => analyse::run(command).await,
         What::Verify(command) => verify::run(command).await,
+        What::Rewrite(command) => rewrite::run(command).await,
     }
 }
 

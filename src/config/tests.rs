@@ -231,7 +231,7 @@ fn a_real_file_verifies_and_comes_back() {
     assert_eq!(s3.secret_key.reveal(), "hush");
     assert_eq!(config.distributor.receivers.otlp_grpc[0].endpoint, "0.0.0.0:4317");
     assert_eq!(config.overrides.defaults.processors, ["service-graphs", "span-metrics"]);
-    assert!(config.unused_keys().contains(&"metrics_generator.ring.kvstore.store".to_owned()));
+    assert!(config.unused_keys().contains(&"metrics_generator.storage.path".to_owned()));
     assert!(!config.unused_keys().contains(&"storage.trace.blocklist_poll".to_owned()), "written with its default");
 
     let yaml = config.to_yaml(Mode::Effective);

@@ -19,14 +19,19 @@ impl Store {
     /// The bucket refused an object.
     pub async fn put(&self, block: &Encoded) -> Result<(), StoreError> {
         self.put_object(&block.meta, crate::block::DATA, block.data.clone()).await?;
+        self.put_filters_and_index(&block.meta, &block.blooms, &block.index).await
+    }
+
+    /// Writes the small objects of a block that stand between its data and its `meta.json`.
+    pub(crate) async fn put_filters_and_index(&self, meta: &Meta, blooms: &[Bytes], index: &Bytes) -> Result<(), StoreError> {
         // Collected first: a lazy closure over borrowed shards would keep callers from spawning this future.
-        let mut blooms = Vec::with_capacity(block.blooms.len());
-        for (index, bytes) in block.blooms.iter().enumerate() {
-            blooms.push(self.put_bloom(&block.meta, index, bytes.clone()));
+        let mut shards = Vec::with_capacity(blooms.len());
+        for (number, bytes) in blooms.iter().enumerate() {
+            shards.push(self.put_bloom(meta, number, bytes.clone()));
         }
-        stream::iter(blooms).buffer_unordered(CONCURRENCY).try_collect::<()>().await?;
-        self.put_object(&block.meta, "index", block.index.clone()).await?;
-        self.wrote(&block.meta, &block.blooms, &block.index);
+        stream::iter(shards).buffer_unordered(CONCURRENCY).try_collect::<()>().await?;
+        self.put_object(meta, "index", index.clone()).await?;
+        self.wrote(meta, blooms, index);
         Ok(())
     }
 

@@ -473,6 +473,11 @@ impl Columns {
         file.row_group(rows, finished)
     }
 
+    /// Takes the bytes of the row groups that were finished since the last time.
+    pub(crate) fn drain(&mut self) -> Vec<u8> {
+        self.file.drain()
+    }
+
     /// Ends the file.
     ///
     /// # Errors

@@ -78,29 +78,63 @@ pub(super) fn encode(
     traces: &[TraceSegments],
     order: Order,
 ) -> Result<Encoding, EncodeError> {
-    let mut encoder = Encoder::new(format, kept).map_err(EncodeError::Compressor)?;
-    let mut encoding_ids: Vec<TraceId> = Vec::with_capacity(traces.len());
-    let mut last_ids = Vec::new();
-    let mut estimate = 0;
+    let mut writer = Writer::new(format, row_group_size, kept, order)?;
+    writer.ids.reserve(traces.len());
     for trace in traces {
-        if encoding_ids.last().is_some_and(|&last| last >= trace.trace_id) {
+        writer.add(trace)?;
+    }
+    writer.finish()
+}
+
+/// A block that is encoded trace by trace. In memory are the row group that is not full, and of the others what was not drained.
+#[derive(Debug)]
+pub(super) struct Writer {
+    encoder: Encoder,
+    order: Order,
+    row_group_size: usize,
+    /// Estimated size of the row group.
+    estimate: usize,
+    ids: Vec<TraceId>,
+    last_ids: Vec<TraceId>,
+}
+
+impl Writer {
+    /// A block without traces, whose row groups are cut at this estimated size.
+    pub(super) fn new(format: Format, row_group_size: usize, kept: &[DedicatedColumn], order: Order) -> Result<Self, EncodeError> {
+        let encoder = Encoder::new(format, kept).map_err(EncodeError::Compressor)?;
+        Ok(Self { encoder, order, row_group_size, estimate: 0, ids: Vec::new(), last_ids: Vec::new() })
+    }
+
+    /// Adds a trace, unless it has no spans. Its id is greater than that of the one before.
+    pub(super) fn add(&mut self, trace: &TraceSegments) -> Result<(), EncodeError> {
+        if self.ids.last().is_some_and(|&last| last >= trace.trace_id) {
             return Err(EncodeError::Unsorted(trace.trace_id));
         }
-        let Some(cost) = encoder.trace(trace, order)? else { continue };
-        encoding_ids.push(trace.trace_id);
-        estimate += cost;
-        if estimate >= row_group_size || encoder.columns.dictionary_bytes() >= MAX_DICTIONARY_BYTES {
-            encoder.cut()?;
-            last_ids.push(trace.trace_id);
-            estimate = 0;
+        let Some(cost) = self.encoder.trace(trace, self.order)? else { return Ok(()) };
+        self.ids.push(trace.trace_id);
+        self.estimate += cost;
+        if self.estimate >= self.row_group_size || self.encoder.columns.dictionary_bytes() >= MAX_DICTIONARY_BYTES {
+            self.encoder.cut()?;
+            self.last_ids.push(trace.trace_id);
+            self.estimate = 0;
         }
+        Ok(())
     }
-    if estimate > 0 {
-        last_ids.extend(encoding_ids.last());
+
+    /// Takes the bytes of the row groups that were finished since the last time.
+    pub(super) fn drain(&mut self) -> Vec<u8> {
+        self.encoder.columns.drain()
     }
-    let Encoder { columns, start, end, .. } = encoder;
-    let file = columns.finish(&created_by(format))?;
-    Ok(Encoding { file, ids: encoding_ids, last_ids, start, end })
+
+    /// Ends the block.
+    pub(super) fn finish(mut self) -> Result<Encoding, EncodeError> {
+        if self.estimate > 0 {
+            self.last_ids.extend(self.ids.last());
+        }
+        let Encoder { columns, start, end, format, .. } = self.encoder;
+        let file = columns.finish(&created_by(format))?;
+        Ok(Encoding { file, ids: self.ids, last_ids: self.last_ids, start, end })
+    }
 }
 
 /// What a file says of who wrote it.

@@ -24,6 +24,13 @@ pub struct Settings {
     pub dedicated_columns: Vec<DedicatedColumn>,
 }
 
+impl Settings {
+    /// The dedicated columns that stand in the `meta.json` of a block of this version.
+    pub fn columns_kept(&self) -> Vec<DedicatedColumn> {
+        super::dedicated::kept(self.version, &self.dedicated_columns)
+    }
+}
+
 impl Default for Settings {
     /// Tempo's defaults: one false positive in a hundred, shards of 100 KiB, the dedicated columns that 2.10 and later come with.
     fn default() -> Self {

@@ -19,6 +19,8 @@
 //! | `footer`, `row_group`, `cover` | where the bytes of some rows lie, and in how many reads to fetch them |
 //! | `filters`, `reader` | what is read of a bucket, and when |
 //! | `decode`, `leaf` | arrays to OTLP, row by row |
+//! | `merge`, `rewrite` | blocks to another block |
+//! | `inspect`, `verify` | what operators ask |
 //!
 //! Written and read are vParquet2 to 5, whatever the bucket holds of them. A block of another format may lie in the bucket: it is listed,
 //! and opening it is [`BlockError::Unsupported`].
@@ -62,6 +64,7 @@ mod meta;
 mod nested;
 mod pages;
 mod reader;
+mod rewrite;
 mod row_group;
 mod schema;
 #[cfg(test)]
@@ -74,6 +77,8 @@ mod tests_encode;
 mod tests_find;
 #[cfg(test)]
 mod tests_losses;
+#[cfg(test)]
+mod tests_rewrite;
 #[cfg(test)]
 mod tests_versions;
 mod thrift;
@@ -92,6 +97,7 @@ pub use self::{
     inspect::ColumnFacts,
     meta::{DedicatedColumn, Meta, Settings},
     reader::{Pages, Reader},
+    rewrite::{losses, rewrite},
     verify::{Verified, verify},
 };
 use crate::{
@@ -180,16 +186,10 @@ pub enum BlockError {
 /// A segment whose bytes are not valid OTLP, or traces that are not sorted.
 pub fn encode(settings: &Settings, tenant: &Tenant, id: BlockId, traces: &[TraceSegments]) -> Result<Encoded, BlockError> {
     let format = settings.version;
-    let dedicated_columns = dedicated::kept(format, &settings.dedicated_columns);
+    let dedicated_columns = settings.columns_kept();
     let encoding = encode::encode(format, settings.row_group_size_bytes, &dedicated_columns, traces, encode::Order::Canonical)
         .map_err(|error| BlockError::Encode { block: id, tenant: tenant.clone(), what: chain(&error) })?;
-    let mut blooms =
-        bloom::Builder::new(settings.bloom_filter_false_positive, settings.bloom_filter_shard_size_bytes, encoding.ids.len() as u64);
-    for &trace in &encoding.ids {
-        blooms.add(trace);
-    }
-    let blooms: Vec<_> = blooms.finish().into_iter().map(Bytes::from).collect();
-    let row_groups: Vec<_> = encoding.last_ids.iter().map(|id| STANDARD.encode(id.0)).collect();
+    let (blooms, index) = filters_and_index(settings, &encoding);
     let seconds = |nanos: Option<u64>| nanos.map_or(Meta::NO_TIME, |nanos| (nanos / 1_000_000_000) as i64);
     let meta = Meta {
         format: format.name().to_owned(),
@@ -208,8 +208,19 @@ pub fn encode(settings: &Settings, tenant: &Tenant, id: BlockId, traces: &[Trace
         replication_factor: 1,
         compacted_from: Vec::new(),
     };
-    let index = serde_json::json!({ "rowGroups": row_groups }).to_string().into();
     Ok(Encoded { meta, data: encoding.file.bytes.into(), blooms, index })
+}
+
+/// `bloom-0`, `bloom-1`, …, and `index` of what was encoded.
+fn filters_and_index(settings: &Settings, encoding: &encode::Encoding) -> (Vec<Bytes>, Bytes) {
+    let mut blooms =
+        bloom::Builder::new(settings.bloom_filter_false_positive, settings.bloom_filter_shard_size_bytes, encoding.ids.len() as u64);
+    for &trace in &encoding.ids {
+        blooms.add(trace);
+    }
+    let row_groups: Vec<_> = encoding.last_ids.iter().map(|id| STANDARD.encode(id.0)).collect();
+    let index = serde_json::json!({ "rowGroups": row_groups }).to_string().into();
+    (blooms.finish().into_iter().map(Bytes::from).collect(), index)
 }
 
 /// Unix seconds as RFC 3339 text in UTC, as it stands in `meta.json`.

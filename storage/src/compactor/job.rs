@@ -136,8 +136,8 @@ impl Runner<'_> {
         };
         let mut merged = merged.map_err(|_| CompactError::Panic { output })??;
         merged.meta.compacted_from.clone_from(&inputs);
-        self.verify(&merged.meta).await?;
-        let live = stream::iter(inputs.iter().map(|&input| self.is_live(tenant, input)).collect::<Vec<_>>());
+        verify(self.store, &merged.meta).await?;
+        let live = stream::iter(inputs.iter().map(|&input| is_live(self.store, tenant, input)).collect::<Vec<_>>());
         if !live.buffer_unordered(CONCURRENCY).try_all(std::future::ready).await? {
             self.ledger.decide(tenant, output, Decision::Abort).await?;
             return Ok(Outcome::Gone);
@@ -195,10 +195,6 @@ impl Runner<'_> {
         Ok(Seen::Live(Box::new(meta), self.ledger.holder(tenant, input, output, self.now).await?))
     }
 
-    async fn is_live(&self, tenant: &Tenant, block: BlockId) -> Result<bool, CompactError> {
-        Ok(self.store.exists(tenant, block, "meta.json").await? && !self.store.exists(tenant, block, "meta.compacted.json").await?)
-    }
-
     /// Waits for a future as long as the key is this instance's.
     async fn while_owned<T>(&self, key: &str, work: impl Future<Output = T>) -> Option<T> {
         let lost = async {
@@ -212,21 +208,26 @@ impl Runner<'_> {
         }
     }
 
-    /// Whether the bucket holds the file that the meta describes: soon it is the only copy.
-    async fn verify(&self, meta: &Meta) -> Result<(), CompactError> {
-        if meta.total_objects == 0 {
-            return Ok(());
-        }
-        let tail = meta.size.saturating_sub(8)..meta.size.saturating_add(1);
-        let tail = self.store.get_ranges(&meta.tenant_id, meta.block_id, DATA, std::slice::from_ref(&tail)).await?;
-        let expected = [&meta.footer_size.to_le_bytes(), b"PAR1".as_slice()].concat();
-        if tail.first().is_some_and(|tail| **tail == expected) { Ok(()) } else { Err(CompactError::Torn { output: meta.block_id }) }
-    }
-
     /// Sees an output through that was decided for.
     async fn finish(&self, output: &Meta) -> Result<(), CompactError> {
         finish(self.store, self.blocklist, output, self.now).await
     }
+}
+
+/// Whether the bucket holds the file that the meta describes: soon it is the only copy.
+pub(super) async fn verify(store: &Store, meta: &Meta) -> Result<(), CompactError> {
+    if meta.total_objects == 0 {
+        return Ok(());
+    }
+    let tail = meta.size.saturating_sub(8)..meta.size.saturating_add(1);
+    let tail = store.get_ranges(&meta.tenant_id, meta.block_id, DATA, std::slice::from_ref(&tail)).await?;
+    let expected = [&meta.footer_size.to_le_bytes(), b"PAR1".as_slice()].concat();
+    if tail.first().is_some_and(|tail| **tail == expected) { Ok(()) } else { Err(CompactError::Torn { output: meta.block_id }) }
+}
+
+/// Whether a block is live.
+pub(super) async fn is_live(store: &Store, tenant: &Tenant, block: BlockId) -> Result<bool, CompactError> {
+    Ok(store.exists(tenant, block, "meta.json").await? && !store.exists(tenant, block, "meta.compacted.json").await?)
 }
 
 enum Seen {

@@ -55,6 +55,7 @@ mod ledger;
 mod metrics;
 mod plan;
 mod publication;
+mod replace;
 mod retention;
 #[cfg(test)]
 mod testing;
@@ -80,6 +81,7 @@ use self::{
 pub use self::{
     plan::{Job, Selection, plan},
     publication::{Publication, publish},
+    replace::{ReplaceError, check, replace},
 };
 use crate::{
     backend::{Store, StoreError},

@@ -23,12 +23,12 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::block) enum Order {
     Canonical,
-    /// As they were given, repeated ones too, and equal resources and scopes as one only where `regroup` says so: what Tempo does with a
-    /// trace that it is given as a whole, for comparing with it.
+    /// As they were given, repeated ones too: nothing of a block that is written again is lost.
+    Given,
+    /// The same, and equal resources and scopes stay apart: what Tempo does with a trace of vParquet2 and 3 that it is given as a whole,
+    /// for comparing with it.
     #[cfg(test)]
-    Given {
-        regroup: bool,
-    },
+    Apart,
 }
 
 /// A span on its way into a row.
@@ -120,7 +120,7 @@ impl Encoder {
             let span = span as u32;
             let (resource, scope) = match order {
                 #[cfg(test)]
-                Order::Given { regroup: false } => (entry.resource.start, entry.scope.start),
+                Order::Apart => (entry.resource.start, entry.scope.start),
                 _ => (self.resources[resource_entry as usize].class, self.scopes[scope_entry as usize].class),
             };
             let (resource, resource_entry) = first_resource.of(resource, (span, resource_entry));
