@@ -2,7 +2,8 @@
 //!
 //! Run with `cargo bench -p rubato-storage --bench merge`. `apart` are two blocks without a trace in common, whose rows alternate;
 //! `together` are two blocks of which each has half of the requests, so that traces that were split over requests meet. With
-//! `MERGE_BENCH_BLOCKS=<megabytes>` it measures nothing but merges four blocks of that size in a folder and says what memory that took.
+//! `MERGE_BENCH_BLOCKS=<megabytes>` it measures nothing but merges four blocks of that size in a folder and says what memory that took:
+//! the peak of the resident memory of a process that does nothing else.
 
 use std::{collections::BTreeMap, hint::black_box, path::Path, sync::Arc, time::Instant};
 
@@ -124,63 +125,83 @@ fn cpu() -> f64 {
     ticks / 100.0
 }
 
-/// Peak of the resident memory of this process since the last call, in bytes.
+/// Peak of the resident memory of this process, in bytes.
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    // Five resets the peak; where that is not allowed the peak includes what came before.
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
     kilobytes.unwrap_or(0) << 10
 }
 
-/// Merges four blocks of so many megabytes. They are written in a first run, because memory that writing them took is not given back.
+/// What a process that measures memory does: `<row groups> <threads> <megabytes of budget>`, or nothing but writing the inputs.
+const RUN: &str = "MERGE_BENCH_RUN";
+
+/// Merges four blocks of so many megabytes under several budgets, each in a process of its own that does nothing else.
 fn memory(megabytes: u64) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
     let folder = std::env::temp_dir().join(format!("rubato-merge-{megabytes}"));
-    let written = folder.join("written");
-    let store = |folder: &Path| Store::new(Arc::new(LocalFileSystem::new_with_prefix(folder).expect("a folder")), "");
-    if !written.exists() {
-        std::fs::create_dir_all(&folder).expect("a folder");
-        let store = store(&folder);
-        // 51 bytes per span and 25 spans per trace, about.
-        let count = (megabytes << 20) as usize / (51 * 25);
-        for id in 1..=4 {
-            let requests = synthetic::requests(id as u64, count);
-            runtime
-                .block_on(async {
-                    let meta = put(&store, id, &traces(requests.iter())).await;
-                    store.publish(&meta).await
-                })
-                .expect("publish");
-        }
-        std::fs::write(&written, "").expect("a file");
-        eprintln!("written to {}; run again to merge", folder.display());
-        return;
+    if let Ok(run) = std::env::var(RUN) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+        return runtime.block_on(alone(&folder, megabytes, &run));
     }
-    let store = store(&folder);
-    runtime.block_on(async {
-        let mut inputs = Vec::new();
-        for id in 1..=4 {
-            inputs.push(Arc::new(store.meta(&Tenant::single(), BlockId::from_u128(id)).await.expect("get").expect("a block")));
+    let start = |run: &str| {
+        let mut process = std::process::Command::new(std::env::current_exe().expect("this bench"));
+        let status = process.args(std::env::args().skip(1)).env(RUN, run).status().expect("a process");
+        assert!(status.success(), "{run}");
+    };
+    if !folder.join("written").exists() {
+        std::fs::create_dir_all(&folder).expect("a folder");
+        start("write");
+        std::fs::write(folder.join("written"), "").expect("a file");
+    }
+    for row_groups in ["small", "large"] {
+        for run in ["1 64", "2 64", "1 256", "2 256"] {
+            start(&format!("{row_groups} {run}"));
         }
-        let size: u64 = inputs.iter().map(|meta| meta.size).sum();
-        for (threads, memory_bytes) in [(1, 64 << 20), (2, 64 << 20), (2, 256 << 20)] {
-            let before = peak();
-            let start = Instant::now();
-            let merged = merge::merge(&store, &inputs, BlockId::from_u128(9), &merge::Settings { memory_bytes, ..settings(threads) }).await;
-            let merged = merged.expect("merge");
-            eprintln!(
-                "{} MB of inputs, {} MB of output, {} row groups, budget {} MB, {threads} threads: {:.1} s, peak {} MB (before: {} MB)",
-                size >> 20,
-                merged.meta.size >> 20,
-                merged.meta.total_records,
-                memory_bytes >> 20,
-                start.elapsed().as_secs_f64(),
-                peak() >> 20,
-                before >> 20
-            );
-        }
-    });
+    }
+}
+
+async fn alone(folder: &Path, megabytes: u64, run: &str) {
+    let store = Store::new(Arc::new(LocalFileSystem::new_with_prefix(folder).expect("a folder")), "");
+    let &[row_groups, threads, budget] = run.split(' ').collect::<Vec<_>>().as_slice() else {
+        return write(&store, megabytes).await;
+    };
+    let first = if row_groups == "small" { SMALL } else { LARGE };
+    let mut inputs = Vec::new();
+    for id in first..first + 4 {
+        inputs.push(Arc::new(store.meta(&Tenant::single(), BlockId::from_u128(id)).await.expect("get").expect("a block")));
+    }
+    let count = |of: fn(&Meta) -> u64| inputs.iter().map(|meta| of(meta)).sum::<u64>();
+    let (size, groups) = (count(|meta| meta.size), count(|meta| meta.total_records.into()));
+    let settings =
+        merge::Settings { memory_bytes: budget.parse::<usize>().expect("megabytes") << 20, ..settings(threads.parse().expect("threads")) };
+    let (before, start, used) = (peak(), Instant::now(), cpu());
+    let merged = merge::merge(&store, &inputs, BlockId::from_u128(9), &settings).await.expect("merge");
+    eprintln!(
+        "{} MB in row groups of {:.1} MB become {} MB, {} row groups; budget {budget} MB, {threads} threads: peak {} MB (before: {} MB), {:.1} s, cpu {:.1} s",
+        size >> 20,
+        size as f64 / groups as f64 / f64::from(1 << 20),
+        merged.meta.size >> 20,
+        merged.meta.total_records,
+        peak() >> 20,
+        before >> 20,
+        start.elapsed().as_secs_f64(),
+        cpu() - used,
+    );
+}
+
+/// Ids of the inputs with row groups as Tempo cuts them, and as a merge does.
+const LARGE: u128 = 0x10;
+const SMALL: u128 = 0x20;
+
+async fn write(store: &Store, megabytes: u64) {
+    // 51 bytes per span and 25 spans per trace, about.
+    let count = (megabytes << 20) as usize / (51 * 25);
+    for number in 0..4 {
+        let requests = synthetic::requests(number as u64 + 1, count);
+        let large = put(store, LARGE + number, &traces(requests.iter())).await;
+        store.publish(&large).await.expect("publish");
+        let small = merge::merge(store, &[large], BlockId::from_u128(SMALL + number), &settings(1)).await.expect("merge").meta;
+        store.publish(&small).await.expect("publish");
+    }
 }
 
 criterion_group!(benches, bench);

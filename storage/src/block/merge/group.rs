@@ -8,20 +8,15 @@
 //!                                  chunks of all leaves (threads)
 //! ```
 
-use std::{
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{ops::Range, sync::Arc};
 
 use super::{
     combine::{self, Tree},
     facts::{Decoded, Facts, Known, Meeting, disagree},
-    leaves::{Failure, Task, Worker},
+    leaves::{Failure, Task},
     levels::{Combined, Piece, Shape},
     plan::{Plan, Step},
+    pool::Crew,
     roles::{Computed, Roles},
     source::Window,
 };
@@ -37,7 +32,6 @@ pub(super) struct Job {
     pub(super) roles: Arc<Roles>,
     pub(super) plan: Plan<Arc<Window>>,
     pub(super) max_bytes_per_trace: usize,
-    pub(super) threads: usize,
 }
 
 /// What happened to the rows.
@@ -48,46 +42,11 @@ pub(super) struct Counts {
     pub(super) spans_discarded: u64,
 }
 
-/// Runs `work` for every leaf, on several threads, each with a worker of its own. The results are in the order of the leaves.
-fn for_leaves<T: Send>(
-    roles: &Roles,
-    workers: &mut [Worker],
-    work: impl Fn(&mut Worker, usize) -> Result<T, Failure> + Sync,
-) -> Result<Vec<T>, Failure> {
-    // Leaves of one list one after the other: they share their levels.
-    let mut order: Vec<usize> = (0..roles.schema.leaves.len()).collect();
-    order.sort_by_key(|&leaf| roles.schema.leaves[leaf].list);
-    let next = AtomicUsize::new(0);
-    let run = |worker: &mut Worker| {
-        let mut done = Vec::new();
-        while let Some(&leaf) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match work(worker, leaf) {
-                Ok(result) => done.push((leaf, result)),
-                Err(failure) => {
-                    next.store(order.len(), Ordering::Relaxed);
-                    return Err(failure);
-                }
-            }
-        }
-        Ok(done)
-    };
-    let mut all = std::thread::scope(|scope| {
-        let mut workers = workers.iter_mut();
-        let own = workers.next();
-        let others: Vec<_> = workers.map(|worker| scope.spawn(|| run(worker))).collect();
-        let mut all = own.map_or(Ok(Vec::new()), run);
-        for other in others {
-            // A panic goes on here, and ends as an error of the task that all this runs in.
-            let done = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            all = all.and_then(|mut all| {
-                all.extend(done?);
-                Ok(all)
-            });
-        }
-        all
-    })?;
-    all.sort_unstable_by_key(|(leaf, _)| *leaf);
-    Ok(all.into_iter().map(|(_, result)| result).collect())
+/// A row group of the output.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    pub(super) chunks: Vec<Chunk>,
+    pub(super) counts: Counts,
 }
 
 impl Job {
@@ -95,10 +54,9 @@ impl Job {
     ///
     /// # Errors
     /// Which part is corrupt, or why the output cannot be written.
-    pub(super) fn run(&self) -> Result<(Vec<Chunk>, Counts), Failure> {
+    pub(super) fn run(self: &Arc<Self>, crew: &mut Crew) -> Result<Encoded, Failure> {
         let windows = &self.plan.parts;
-        let mut workers = (0..self.threads.max(1)).map(|_| Worker::new()).collect::<Result<Vec<_>, _>>()?;
-        let combination = self.combine(&mut workers)?;
+        let combination = self.combine(crew)?;
 
         let mut rows = vec![0..0; windows.len()];
         for piece in &combination.pieces {
@@ -115,19 +73,16 @@ impl Job {
         for (part, row) in combined.iter_mut().flat_map(|combined| &mut combined.rows) {
             *row -= rows[*part as usize].start;
         }
-        let spans: Vec<_> = match workers.first_mut() {
-            Some(worker) => worker.decode(windows, &rows, self.roles.looked.span_id)?,
-            None => Vec::new(),
-        };
+        let spans = crew.own.decode(windows, &rows, self.roles.looked.span_id)?;
         let pages = cut(pieces, &combined, &rows, &spans);
         drop(spans);
-        let task = Task { roles: &self.roles, windows, rows: &rows, pages: &pages, combined: &combined };
-        let chunks = for_leaves(&self.roles, &mut workers, |worker, leaf| worker.chunk(&task, leaf, computed[leaf].clone()))?;
-        Ok((chunks, counts))
+        let task = Task { job: Arc::clone(self), rows, pages, combined };
+        let chunks = crew.for_leaves(&self.roles, move |worker, leaf| worker.chunk(&task, leaf, computed[leaf].clone()))?;
+        Ok(Encoded { chunks, counts })
     }
 
     /// Decides what becomes of the rows that meet.
-    fn combine(&self, workers: &mut [Worker]) -> Result<Combination, Failure> {
+    fn combine(self: &Arc<Self>, crew: &mut Crew) -> Result<Combination, Failure> {
         let roles = &*self.roles;
         let mut combination = Combination {
             pieces: Vec::new(),
@@ -136,7 +91,7 @@ impl Job {
             counts: Counts::default(),
         };
         let meeting = |step: &Step| if let Step::Combine(rows) = step { Some(rows.clone()) } else { None };
-        let meetings: Vec<Meeting> = self.plan.steps.iter().filter_map(meeting).collect();
+        let meetings: Arc<[Meeting]> = self.plan.steps.iter().filter_map(meeting).collect();
         let mut rows = vec![0..0; self.plan.parts.len()];
         for &(part, row) in meetings.iter().flatten() {
             include(&mut rows[part as usize], &(row..row + 1));
@@ -144,7 +99,11 @@ impl Job {
         let facts = if meetings.is_empty() {
             Vec::new()
         } else {
-            for_leaves(roles, workers, |worker, leaf| Ok(Facts::of(roles, leaf, &meetings, worker.decode(&self.plan.parts, &rows, leaf)?)))?
+            let (job, meetings) = (Arc::clone(self), Arc::clone(&meetings));
+            crew.for_leaves(roles, move |worker, leaf| {
+                let decoded = worker.decode(&job.plan.parts, &rows, leaf)?;
+                Ok(Facts::of(&job.roles, leaf, &meetings, decoded))
+            })?
         };
         let known = Known::new(roles, &meetings, facts);
         let mut made = Vec::new();

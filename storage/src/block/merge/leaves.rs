@@ -12,8 +12,8 @@ use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use super::{
     facts::Decoded,
+    group::Job,
     levels::{Combined, Origin, Page, Piece, Run, Shape, gather},
-    roles::Roles,
     source::Window,
 };
 use crate::block::{
@@ -35,16 +35,17 @@ pub(super) enum Failure {
     Write(ColumnError),
     /// There is no memory for a compressor.
     Compressor(std::io::Error),
+    /// There is no thread left.
+    Thread(std::io::Error),
 }
 
 /// What is to be written: rows of parts, in order.
-pub(super) struct Task<'a> {
-    pub(super) roles: &'a Roles,
-    pub(super) windows: &'a [Arc<Window>],
+pub(super) struct Task {
+    pub(super) job: Arc<Job>,
     /// Per part: the rows that are decoded. Pieces and combined rows count from the first.
-    pub(super) rows: &'a [Range<u32>],
-    pub(super) pages: &'a [Vec<Piece>],
-    pub(super) combined: &'a [Combined],
+    pub(super) rows: Vec<Range<u32>>,
+    pub(super) pages: Vec<Vec<Piece>>,
+    pub(super) combined: Vec<Combined>,
 }
 
 /// Levels of a leaf's pages, ready to be written.
@@ -110,6 +111,12 @@ impl Worker {
         })
     }
 
+    /// Lets go of what is kept from leaf to leaf of one row group.
+    pub(super) fn forget(&mut self) {
+        self.shapes.clear();
+        self.gathered.clear();
+    }
+
     /// Decodes a leaf of all parts. Parts without rows have none.
     pub(super) fn decode(&mut self, windows: &[Arc<Window>], rows: &[Range<u32>], leaf: usize) -> Result<Vec<Decoded>, Failure> {
         let mut decoded = Vec::with_capacity(rows.len() + 1);
@@ -145,7 +152,7 @@ impl Worker {
         shape
     }
 
-    fn gathered(&mut self, task: &Task<'_>, decoded: &[Decoded], origin: Origin, max: (u8, u8)) -> Result<Arc<Gathered>, Failure> {
+    fn gathered(&mut self, task: &Task, decoded: &[Decoded], origin: Origin, max: (u8, u8)) -> Result<Arc<Gathered>, Failure> {
         let is = |known: &Arc<Gathered>| {
             let same = |(a, b): (&Arc<Shape>, &Decoded)| Arc::ptr_eq(a, &b.shape);
             known.origin == origin && known.max == max && known.shapes.len() == decoded.len() && known.shapes.iter().zip(decoded).all(same)
@@ -157,7 +164,7 @@ impl Worker {
             return Ok(known);
         }
         let shapes: Vec<_> = decoded.iter().map(|decoded| Arc::clone(&decoded.shape)).collect();
-        let pages = gather(&shapes, task.pages, task.combined, origin).map_err(|(part, what)| Failure::Part(part, what.to_owned()))?;
+        let pages = gather(&shapes, &task.pages, &task.combined, origin).map_err(|(part, what)| Failure::Part(part, what.to_owned()))?;
         let pages = pages.into_iter().map(|page| EncodedPage::new(page, max)).collect();
         let gathered = Arc::new(Gathered { shapes, origin, max, pages });
         self.gathered.push_front(Arc::clone(&gathered));
@@ -166,12 +173,13 @@ impl Worker {
     }
 
     /// Writes the chunk of a leaf. `computed` are its values for the combined rows, if they are not copied.
-    pub(super) fn chunk(&mut self, task: &Task<'_>, leaf: usize, computed: Option<Decoded>) -> Result<Chunk, Failure> {
-        let info = &task.roles.schema.leaves[leaf];
-        let list = &task.roles.schema.lists[info.list];
+    pub(super) fn chunk(&mut self, task: &Task, leaf: usize, computed: Option<Decoded>) -> Result<Chunk, Failure> {
+        let Job { roles, plan, .. } = &*task.job;
+        let info = &roles.schema.leaves[leaf];
+        let list = &roles.schema.lists[info.list];
         let max = (list.repetition, list.definition + u8::from(info.optional));
-        let mut decoded = self.decode(task.windows, task.rows, leaf)?;
-        let depth = task.roles.depth[leaf];
+        let mut decoded = self.decode(&plan.parts, &task.rows, leaf)?;
+        let depth = roles.depth[leaf];
         let origin = match computed {
             Some(computed) => {
                 decoded.push(computed);

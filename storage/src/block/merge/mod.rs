@@ -21,6 +21,7 @@
 //! | `facts`, `combine` | what rows that meet are, and what becomes of them |
 //! | `levels`, `leaves` | copying rows of one leaf |
 //! | `group` | one row group, all leaves |
+//! | `pool` | the threads |
 //!
 //! Three row groups are under way at a time: one is fetched and planned, one encoded, one uploaded. What they hold is limited by
 //! [`Settings::memory_bytes`]: windows by their compressed bytes, row groups by those and by what their largest leaf takes in memory. A
@@ -34,6 +35,7 @@ mod group;
 mod leaves;
 mod levels;
 mod plan;
+mod pool;
 mod roles;
 mod source;
 #[cfg(test)]
@@ -44,17 +46,18 @@ use std::sync::Arc;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures::{
-    StreamExt as _, TryFutureExt as _, TryStreamExt as _,
+    FutureExt as _, StreamExt as _, TryFutureExt as _, TryStreamExt as _,
     future::{try_join, try_join_all},
     stream,
 };
 
 use self::{
-    group::{Counts, Job},
+    group::{Counts, Encoded, Job},
     leaves::Failure,
     plan::{Cost, Halt, Plan, Queue, extend},
+    pool::Pool,
     roles::Roles,
-    source::{Source, Window},
+    source::{Allowance, Source, Window},
 };
 use super::{
     BlockError, Format, Meta, bloom, chain,
@@ -117,7 +120,8 @@ pub async fn merge(store: &Store, inputs: &[Arc<Meta>], output: BlockId, setting
         estimate: settings.block.row_group_size_bytes.max(1) as u64,
     };
     let leaves = roles.schema.leaves.len();
-    let sources = inputs.iter().map(|meta| Source::open(store, meta, leaves, roles.trace_id, budget));
+    let allowance = Arc::new(Allowance::new(share(8) as usize));
+    let sources = inputs.iter().map(|meta| Source::open(store, meta, leaves, roles.trace_id, budget, Arc::clone(&allowance)));
     let mut input = Input { sources: try_join_all(sources).await?, queues: inputs.iter().map(|_| Queue::default()).collect(), limit };
     let mut written = Written {
         format,
@@ -182,21 +186,17 @@ async fn run(
     roles: &Arc<Roles>,
     settings: &Settings,
 ) -> Result<Counts, BlockError> {
+    let pool = Pool::start(settings.threads).map_err(|failure| written.name(failure, &[]))?;
     let mut counts = Counts::default();
     let mut plan = input.next().await?;
     while let Some(current) = plan {
-        let job =
-            Job { roles: Arc::clone(roles), plan: current, max_bytes_per_trace: settings.max_bytes_per_trace, threads: settings.threads };
-        let encode = tokio::task::spawn_blocking(move || {
-            let done = job.run();
-            (job.plan, done)
-        });
+        let job = Arc::new(Job { roles: Arc::clone(roles), plan: current, max_bytes_per_trace: settings.max_bytes_per_trace });
         let bytes = written.file.drain();
-        let encode = encode.map_err(|_| written.failed("a thread that merges panicked"));
+        let encode = pool.run(Arc::clone(&job)).map(|done| done.ok_or_else(|| written.failed("a thread that merges panicked")));
         let send = upload.write(&bytes).map_err(|error| written.refused(error));
-        let (following, ((encoded, done), ())) = try_join(input.next(), try_join(encode, send)).await?;
-        let (chunks, counted) = done.map_err(|failure| written.name(failure, &encoded.parts))?;
-        written.row_group(&encoded.ids, chunks)?;
+        let (following, (done, ())) = try_join(input.next(), try_join(encode, send)).await?;
+        let Encoded { chunks, counts: counted } = done.map_err(|failure| written.name(failure, &job.plan.parts))?;
+        written.row_group(&job.plan.ids, chunks)?;
         counts.add(counted);
         plan = following;
     }
@@ -265,6 +265,7 @@ impl Written {
             },
             Failure::Write(error) => self.column(&error),
             Failure::Compressor(error) => self.failed(format!("compressor: {error}")),
+            Failure::Thread(error) => self.failed(format!("thread: {error}")),
         }
     }
 

@@ -9,11 +9,15 @@
 //!
 //! Tempo cuts row groups at an estimate that can be a hundred megabytes of compressed bytes, so a row group does not always fit. A chunk
 //! without an offset index (neither Tempo nor this release write any) is fetched whole. The dictionaries of a row group stay in memory,
-//! compressed, until its last row is merged: every window needs them, however large the row group is.
+//! compressed, until its last row is merged: every window needs them, however large the row group is. Decoded ones are kept within
+//! a part of the budget.
 
 use std::{
     ops::Range,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -51,19 +55,49 @@ struct Layout {
     group: RowGroup,
     /// Per leaf; none if it has no offset index.
     pages: Vec<Option<Vec<PageLocation>>>,
-    /// Per leaf: its dictionary. What is large is shared only while somebody uses it.
+    /// Per leaf: its dictionary, if it was decoded before.
     decoded: Vec<Mutex<Known>>,
+    allowance: Arc<Allowance>,
 }
 
-/// A decoded dictionary.
+/// A decoded dictionary: shared while somebody uses it, and kept for the next window while there is room for it.
 #[derive(Debug, Default)]
 struct Known {
     shared: Weak<Strings>,
-    _kept: Option<Arc<Strings>>,
+    kept: Option<Kept>,
 }
 
-/// Dictionaries up to this many bytes are kept for all windows of a row group.
-const KEPT_DICTIONARY_BYTES: usize = 256 << 10;
+/// Bytes that the decoded dictionaries of all inputs may still take while nobody uses them.
+#[derive(Debug)]
+pub(super) struct Allowance(AtomicUsize);
+
+impl Allowance {
+    /// For so many bytes.
+    pub(super) fn new(bytes: usize) -> Self {
+        Self(AtomicUsize::new(bytes))
+    }
+
+    /// Keeps a dictionary if there is room.
+    fn keep(self: &Arc<Self>, dictionary: &Arc<Strings>) -> Option<Kept> {
+        let bytes = dictionary.memory();
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).ok()?;
+        Some(Kept { _dictionary: Arc::clone(dictionary), bytes, allowance: Arc::clone(self) })
+    }
+}
+
+/// A dictionary that was kept, until it is dropped.
+#[derive(Debug)]
+struct Kept {
+    _dictionary: Arc<Strings>,
+    bytes: usize,
+    allowance: Arc<Allowance>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.allowance.0.fetch_add(self.bytes, Ordering::Relaxed);
+    }
+}
 
 impl Layout {
     fn wanted(&self, leaf: usize, rows: &Range<usize>) -> Wanted {
@@ -107,8 +141,10 @@ impl Window {
         let fetched = self.layout.wanted(leaf, &rows).fetched(&self.parts, known)?;
         let column = self.layout.group.column(decoder, leaf, &fetched, rows)?;
         if let Values::Codes { dictionary, .. } = &column.values {
-            let kept = (dictionary.memory() <= KEPT_DICTIONARY_BYTES).then(|| Arc::clone(dictionary));
-            *self.layout.decoded[leaf].lock() = Known { shared: Arc::downgrade(dictionary), _kept: kept };
+            let mut known = self.layout.decoded[leaf].lock();
+            if known.kept.is_none() {
+                *known = Known { shared: Arc::downgrade(dictionary), kept: self.layout.allowance.keep(dictionary) };
+            }
         }
         Ok(column)
     }
@@ -128,6 +164,7 @@ pub(super) struct Source {
     trace_id: usize,
     /// Compressed bytes of a window.
     budget: u64,
+    allowance: Arc<Allowance>,
     next_group: usize,
     group: Option<Group>,
     last: Option<TraceId>,
@@ -135,10 +172,17 @@ pub(super) struct Source {
 
 impl Source {
     /// Opens an input of `leaves` leaves, of which `trace_id` is that of trace ids.
-    pub(super) async fn open(store: &Store, meta: &Arc<Meta>, leaves: usize, trace_id: usize, budget: u64) -> Result<Self, BlockError> {
+    pub(super) async fn open(
+        store: &Store,
+        meta: &Arc<Meta>,
+        leaves: usize,
+        trace_id: usize,
+        budget: u64,
+        allowance: Arc<Allowance>,
+    ) -> Result<Self, BlockError> {
         let reader = Reader::open(store, Arc::clone(meta)).await?;
         let leaves = (0..leaves).collect();
-        Ok(Self { store: store.clone(), reader, leaves, trace_id, budget, next_group: 0, group: None, last: None })
+        Ok(Self { store: store.clone(), reader, leaves, trace_id, budget, allowance, next_group: 0, group: None, last: None })
     }
 
     fn corrupt(&self, what: impl Into<String>) -> BlockError {
@@ -194,7 +238,7 @@ impl Source {
         let parts = Parts::new(self.fetch(&ranges).await?);
 
         let footer = Arc::clone(self.reader.footer());
-        let (leaves, id_leaf) = (self.leaves.clone(), self.trace_id);
+        let (leaves, id_leaf, allowance) = (self.leaves.clone(), self.trace_id, Arc::clone(&self.allowance));
         let read = tokio::task::spawn_blocking(move || -> Result<_, Wrong> {
             let rows = group.rows;
             let pages: Vec<_> = leaves.iter().map(|&leaf| pages(&group, leaf, &parts)).collect::<Result<_, _>>()?;
@@ -202,7 +246,7 @@ impl Source {
             let column = group.column(&mut Decoder::default(), id_leaf, &chunk, 0..rows)?;
             let id = |row| column.values.string(row).map(trace_id).ok_or_else(|| "a row has no trace id".to_owned());
             let ids: Vec<_> = (0..rows).map(id).collect::<Result<_, _>>()?;
-            let layout = Layout { decoded: pages.iter().map(|_| Mutex::default()).collect(), group, pages };
+            let layout = Layout { decoded: pages.iter().map(|_| Mutex::default()).collect(), group, pages, allowance };
             let costs = costs(footer.row_group(number), &layout);
             Ok((Group { layout: Arc::new(layout), dictionaries: None, ids, costs, next: 0 }, parts))
         });

@@ -613,6 +613,59 @@ async fn what_is_held_of_the_inputs_stays_within_the_budget() {
     }
 }
 
+/// Where the inputs lie that are merged in a process of its own.
+const INPUTS: &str = "RUBATO_TEST_MERGE_INPUTS";
+
+fn local(folder: &Path) -> Store {
+    Store::new(Arc::new(object_store::local::LocalFileSystem::new_with_prefix(folder).expect("a folder")), "")
+}
+
+/// The memory of a process that does nothing but merge: it is measured per process, and other tests use much.
+#[tokio::test]
+async fn a_process_that_merges_takes_little_more_than_the_budget() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = local(folder.path());
+    for id in 1..=4 {
+        let meta = noise(&store, id, 1000, 50_000).await;
+        store.publish(&meta).await.expect("publish");
+    }
+    let mut alone = std::process::Command::new(std::env::current_exe().expect("this test"));
+    let alone = alone.args(["--ignored", "--exact", "block::merge::tests::a_merge_in_a_process_of_its_own"]).env(INPUTS, folder.path());
+    let output = alone.output().expect("starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "the test was found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by a_process_that_merges_takes_little_more_than_the_budget"]
+async fn a_merge_in_a_process_of_its_own() {
+    /// Bytes; none where the system does not say.
+    fn peak() -> Option<u64> {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
+        Some(kilobytes << 10)
+    }
+    let store = local(Path::new(&std::env::var_os(INPUTS).expect("a folder")));
+    let mut inputs = Vec::new();
+    for id in 1..=4 {
+        inputs.push(Arc::new(store.meta(&Tenant::single(), BlockId::from_u128(id)).await.expect("get").expect("a block")));
+    }
+    let size: u64 = inputs.iter().map(|meta| meta.size).sum();
+    let budget = 32 << 20;
+    let before = peak();
+    let merged = merge(&store, &inputs, BlockId::from_u128(10), &Settings { memory_bytes: budget, ..settings() }).await.expect("merge");
+    assert_eq!(merged.meta.total_objects, 4000);
+    let (Some(before), Some(after)) = (before, peak()) else {
+        eprintln!("skipped: this system does not say how much memory a process takes");
+        return;
+    };
+    // Parts of the output that are on their way to the bucket are beside the budget, and so is what the allocator does not give back.
+    let limit = 3 * budget as u64;
+    assert!(size > limit * 3 / 2, "{size} bytes of input do not show anything");
+    let grown = after.saturating_sub(before);
+    assert!(grown < limit, "grew by {grown} bytes while merging {size} bytes with a budget of {budget}");
+}
+
 #[tokio::test]
 async fn a_merge_costs_few_requests() {
     let (counting, store, inputs) = counted().await;
