@@ -114,6 +114,7 @@ pub(crate) fn run(
         settings: Arc::clone(&components.block_settings),
         encoders: Arc::new(Semaphore::new(settings.encoders.max(1))),
         runtime: runtime.clone(),
+        clock: Arc::clone(&components.clock),
         metrics: Arc::clone(metrics),
     };
     let known: Vec<_> = std::iter::repeat_n(Arc::new(known), workers).map(|known| Mutex::new(Some(known))).collect();

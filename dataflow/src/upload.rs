@@ -13,6 +13,7 @@ use std::{
 use storage::{
     backend::Store,
     block::{self, Encoded, Meta, TraceSegments},
+    clock::Clock,
     id::BlockId,
 };
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
@@ -44,6 +45,7 @@ pub(crate) struct Pool {
     pub(crate) settings: Arc<block::Settings>,
     pub(crate) encoders: Arc<Semaphore>,
     pub(crate) runtime: Handle,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -56,7 +58,7 @@ impl Uploader {
     /// Begins a job. Dropping the uploader abandons its jobs: the log still has their spans.
     pub(crate) fn spawn(&mut self, job: Job) {
         while self.tasks.try_join_next().is_some() {}
-        let Pool { store, settings, encoders, runtime, metrics } = self.pool.clone();
+        let Pool { store, settings, encoders, runtime, clock, metrics } = self.pool.clone();
         let (results, worker) = (self.results.clone(), self.worker.clone());
         let task = async move {
             let block_id = job.block_id;
@@ -70,7 +72,9 @@ impl Uploader {
                 match encoded.await {
                     Ok(Ok(Some(encoded))) => {
                         put(&store, &encoded, &metrics).await;
-                        break Uploaded::Block(encoded.meta);
+                        // Retention counts from here, however old the spans are and however long the bucket was away.
+                        let created_at = i64::try_from(clock.now().as_secs()).ok();
+                        break Uploaded::Block(Meta { created_at, ..encoded.meta });
                     }
                     Ok(Ok(None)) => break Uploaded::Nothing(block_id),
                     // The traces stay pending, readable and in the log.

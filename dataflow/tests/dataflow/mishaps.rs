@@ -3,7 +3,10 @@
 use std::{fs, time::Duration};
 
 use dataflow::Settings;
-use storage::id::Tenant;
+use storage::{
+    clock::{Clock as _, SystemClock},
+    id::Tenant,
+};
 
 use crate::{
     harness::{BadClock, Harness, Spans, request},
@@ -38,6 +41,24 @@ fn a_clock_that_was_ahead_at_the_start_stops_nothing() {
         harness.wal().append(&tenant, request(&[(1, 1)])).await.expect("append");
         harness.flush().await;
         assert_eq!(harness.stored(&tenant).await, one_trace(&[1]));
+    });
+}
+
+#[test]
+fn a_block_says_when_it_was_ingested_whatever_its_spans_say() {
+    let harness = Harness::new(settings(2));
+    let tenant = Tenant::single();
+    let now = || i64::try_from(SystemClock.now().as_secs()).ok();
+    let before = now();
+    harness.block_on(async {
+        harness.wal().append(&tenant, request(&[(1, 1)])).await.expect("append");
+        harness.flush().await;
+        let blocks = harness.listed(&tenant);
+        assert_eq!(blocks.len(), 1);
+        assert_eq!(blocks[0].end_time, 1_700_000_000, "its spans are years old");
+        assert!(before <= blocks[0].created_at && blocks[0].created_at <= now(), "{:?}", blocks[0].created_at);
+        let there = harness.store().meta(&tenant, blocks[0].block_id).await.expect("get");
+        assert_eq!(there.and_then(|meta| meta.created_at), blocks[0].created_at);
     });
 }
 

@@ -146,11 +146,27 @@ pub struct Meta {
     /// over keys that it does not know.
     #[serde(rename = "compactedFrom", default, skip_serializing_if = "Vec::is_empty")]
     pub compacted_from: Vec<BlockId>,
+    /// Rubato's own: when the youngest of the block's data was ingested by our clock, in seconds since the Unix epoch. The spans' own
+    /// times say nothing of that: they may lie in 1970 or in 2100. Blocks of Tempo have none.
+    #[serde(rename = "createdAt", default, skip_serializing_if = "Option::is_none", with = "optional_rfc3339")]
+    pub created_at: Option<i64>,
 }
 
 impl Meta {
     /// The time `0001-01-01T00:00:00Z` in Unix seconds, which stands for "no time".
     pub const NO_TIME: i64 = -62_135_596_800;
+
+    /// When the youngest of the block's data was ingested, in seconds since the Unix epoch: what the block's age is counted from. Where
+    /// nothing says so it is the end of the spans, which Tempo keeps near the time of ingestion.
+    pub fn ingested_at(&self) -> i64 {
+        self.created_at.unwrap_or(self.end_time)
+    }
+
+    /// [`Meta::created_at`] of a block that is made of others. None where none of them has it: the end says the same then.
+    pub fn created_at_of_all<'a>(inputs: impl IntoIterator<Item = &'a Meta> + Clone) -> Option<i64> {
+        let is_known = inputs.clone().into_iter().any(|meta| meta.created_at.is_some());
+        inputs.into_iter().map(Meta::ingested_at).max().filter(|_| is_known)
+    }
 
     /// The bytes of `meta.json`.
     ///
@@ -244,6 +260,26 @@ pub(crate) mod rfc3339 {
     }
 }
 
+/// [`rfc3339`], or no such key.
+mod optional_rfc3339 {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use super::rfc3339;
+
+    pub(super) fn serialize<S: Serializer>(seconds: &Option<i64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match seconds {
+            Some(seconds) => rfc3339::serialize(seconds, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+        let seconds = rfc3339::parse(&text);
+        seconds.map(Some).ok_or_else(|| D::Error::custom(format_args!("time \"{text}\" is not RFC 3339")))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,6 +325,28 @@ mod tests {
                 assert_eq!(String::from_utf8_lossy(&meta.to_json().expect("json")), bytes);
             }
         }
+    }
+
+    #[test]
+    fn the_time_of_ingestion_is_kept_where_it_is_known() {
+        let of_tempo = Meta::from_json(
+            br#"{"format":"vParquet4","blockID":"b18beca6-4d7f-4464-9f72-f343e688a4a0","tenantID":"a","endTime":"1970-01-01T00:00:09Z"}"#,
+        )
+        .expect("meta");
+        assert_eq!((of_tempo.created_at, of_tempo.ingested_at()), (None, 9));
+        assert!(!String::from_utf8_lossy(&of_tempo.to_json().expect("json")).contains("createdAt"));
+        let ours = Meta { created_at: Some(1_790_000_000), ..of_tempo.clone() };
+        let json = ours.to_json().expect("json");
+        assert!(String::from_utf8_lossy(&json).contains(r#""createdAt":"2026-09-21T14:13:20Z""#));
+        assert_eq!(Meta::from_json(&json).expect("meta"), ours);
+        assert_eq!(ours.ingested_at(), 1_790_000_000);
+
+        let late = Meta { end_time: 1_800_000_000, ..of_tempo.clone() };
+        assert_eq!(Meta::created_at_of_all([&of_tempo, &late]), None);
+        assert_eq!(Meta::created_at_of_all([&of_tempo, &ours]), Some(1_790_000_000));
+        assert_eq!(Meta::created_at_of_all([&late, &ours]), Some(1_800_000_000), "the end of the one that says nothing else");
+        let wrong = br#"{"format":"v","blockID":"b18beca6-4d7f-4464-9f72-f343e688a4a0","tenantID":"a","createdAt":"now"}"#;
+        assert!(Meta::from_json(wrong).is_err());
     }
 
     #[test]

@@ -207,6 +207,7 @@ pub fn encode(settings: &Settings, tenant: &Tenant, id: BlockId, traces: &[Trace
         dedicated_columns,
         replication_factor: 1,
         compacted_from: Vec::new(),
+        created_at: None,
     };
     Ok(Encoded { meta, data: encoding.file.bytes.into(), blooms, index })
 }

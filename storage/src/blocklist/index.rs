@@ -7,7 +7,7 @@
 //!
 //! It says what the folders say and draws no conclusions from lineage, so that Tempo and Rubato read the same from it. Rubato's own
 //! [`Meta::compacted_from`] is a key of the JSON and field 50000 of the protobuf (16 bytes for each id, one after the other; the number is
-//! from the range that protobuf leaves for use in-house). Tempo passes over both.
+//! from the range that protobuf leaves for use in-house); [`Meta::created_at`] is one and field 50001. Tempo passes over them.
 //!
 //! Bytes come from a bucket: what is decompressed is bounded, and what does not fit together is an error that names it.
 
@@ -36,6 +36,9 @@ pub const JSON: &str = "index.json.gz";
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 /// Bytes of an index, at most: some hundred thousand blocks.
 const MAX_DECOMPRESSED: u64 = 512 << 20;
+
+/// The years 1 to 9999: the times that protobuf's `Timestamp` can stand for.
+const TIMES: std::ops::RangeInclusive<i64> = Meta::NO_TIME..=253_402_300_799;
 
 /// What is known of a tenant's blocks, and as of when.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,7 +113,7 @@ impl TenantIndex {
     pub fn to_protobuf(&self) -> Result<Vec<u8>, IndexError> {
         let seconds = i64::try_from(self.created_at.as_secs()).map_err(|_| IndexError::Field("created_at"))?;
         let compacted = self.found.compacted.iter().map(|(meta, at)| {
-            let compacted_time = Some(proto::Timestamp { seconds: *at, nanos: 0 });
+            let compacted_time = Some(timestamp(*at));
             Ok(proto::CompactedBlockMeta { meta: Some(to_proto(meta)?), compacted_time })
         });
         let index = proto::TenantIndex {
@@ -133,7 +136,7 @@ impl TenantIndex {
         let nanos = u32::try_from(time.nanos).ok().filter(|nanos| *nanos < 1_000_000_000).ok_or(IndexError::Field("created_at"))?;
         let compacted = read.compacted.into_iter().map(|compacted| {
             let meta = from_proto(compacted.meta.ok_or(IndexError::Field("compacted block"))?)?;
-            let at = compacted.compacted_time.ok_or(IndexError::Field("compacted_time"))?.seconds;
+            let at = bounded_time(compacted.compacted_time, "compacted_time")?.ok_or(IndexError::Field("compacted_time"))?;
             Ok((Arc::new(meta), at))
         });
         let found = Found {
@@ -217,14 +220,26 @@ fn parse_nanos(text: &str) -> Option<Duration> {
     Some(Duration::new(seconds, nanos))
 }
 
+fn timestamp(seconds: i64) -> proto::Timestamp {
+    proto::Timestamp { seconds, nanos: 0 }
+}
+
+/// A time as it can stand in JSON, too. Whoever computes with it need not fear an overflow.
+fn bounded_time(time: Option<proto::Timestamp>, field: &'static str) -> Result<Option<i64>, IndexError> {
+    match time {
+        Some(time) if !TIMES.contains(&time.seconds) => Err(IndexError::Field(field)),
+        time => Ok(time.map(|time| time.seconds)),
+    }
+}
+
 fn to_proto(meta: &Meta) -> Result<proto::BlockMeta, IndexError> {
     let dedicated_columns = if meta.dedicated_columns.is_empty() { Vec::new() } else { serde_json::to_vec(&meta.dedicated_columns)? };
     Ok(proto::BlockMeta {
         version: meta.format.clone(),
         block_id: meta.block_id.as_bytes().to_vec(),
         tenant_id: meta.tenant_id.as_str().to_owned(),
-        start_time: Some(proto::Timestamp { seconds: meta.start_time, nanos: 0 }),
-        end_time: Some(proto::Timestamp { seconds: meta.end_time, nanos: 0 }),
+        start_time: Some(timestamp(meta.start_time)),
+        end_time: Some(timestamp(meta.end_time)),
         total_objects: i64::try_from(meta.total_objects).map_err(|_| IndexError::Field("total_objects"))?,
         size: meta.size,
         compaction_level: meta.compaction_level,
@@ -236,12 +251,12 @@ fn to_proto(meta: &Meta) -> Result<proto::BlockMeta, IndexError> {
         dedicated_columns: Some(dedicated_columns),
         replication_factor: meta.replication_factor,
         compacted_from: meta.compacted_from.iter().flat_map(|id| *id.as_bytes()).collect(),
+        created_at: meta.created_at.map(timestamp),
     })
 }
 
 fn from_proto(meta: proto::BlockMeta) -> Result<Meta, IndexError> {
     let id = |bytes: &[u8]| BlockId::from_slice(bytes).map_err(|_| IndexError::Field("block_id"));
-    let seconds = |time: Option<proto::Timestamp>| time.map_or(Meta::NO_TIME, |time| time.seconds);
     let dedicated_columns: Vec<DedicatedColumn> = match meta.dedicated_columns.as_deref() {
         None | Some([]) => Vec::new(),
         Some(json) => serde_json::from_slice::<Option<_>>(json)?.unwrap_or_default(),
@@ -250,8 +265,8 @@ fn from_proto(meta: proto::BlockMeta) -> Result<Meta, IndexError> {
         format: meta.version,
         block_id: id(&meta.block_id)?,
         tenant_id: Tenant::new(&meta.tenant_id)?,
-        start_time: seconds(meta.start_time),
-        end_time: seconds(meta.end_time),
+        start_time: bounded_time(meta.start_time, "start_time")?.unwrap_or(Meta::NO_TIME),
+        end_time: bounded_time(meta.end_time, "end_time")?.unwrap_or(Meta::NO_TIME),
         total_objects: u64::try_from(meta.total_objects).map_err(|_| IndexError::Field("total_objects"))?,
         size: meta.size,
         compaction_level: meta.compaction_level,
@@ -262,6 +277,7 @@ fn from_proto(meta: proto::BlockMeta) -> Result<Meta, IndexError> {
         dedicated_columns,
         replication_factor: meta.replication_factor,
         compacted_from: meta.compacted_from.chunks(16).map(id).collect::<Result<_, IndexError>>()?,
+        created_at: bounded_time(meta.created_at, "created_at")?,
     })
 }
 
@@ -325,6 +341,8 @@ mod proto {
         pub(super) replication_factor: u32,
         #[prost(bytes = "vec", tag = "50000")]
         pub(super) compacted_from: Vec<u8>,
+        #[prost(message, optional, tag = "50001")]
+        pub(super) created_at: Option<Timestamp>,
     }
 }
 
@@ -428,10 +446,10 @@ mod tests {
     }
 
     #[test]
-    fn our_lineage_is_kept_and_empty_lists_are_null() {
+    fn our_own_keys_are_kept_and_empty_lists_are_null() {
         let tenant = Tenant::single();
         let compacted_from = vec![BlockId::from_u128(1), BlockId::from_u128(2)];
-        let live = vec![Arc::new(Meta { compacted_from, ..meta(&tenant, 7) })];
+        let live = vec![Arc::new(Meta { compacted_from, created_at: Some(1_790_000_000), ..meta(&tenant, 7) })];
         let index = TenantIndex { created_at: Duration::from_millis(1_500), found: Found { live, ..Found::default() } };
         assert_eq!(TenantIndex::from_protobuf(&index.to_protobuf().expect("encode"), &tenant).expect("decode"), index);
         let json = index.to_json().expect("encode");
@@ -441,6 +459,22 @@ mod tests {
             text.starts_with(r#"{"created_at":"1970-01-01T00:00:01.5Z","meta":[{"format":"#) && text.ends_with(r#""compacted":null}"#),
             "{text}"
         );
+    }
+
+    #[test]
+    fn times_that_cannot_be_are_refused() {
+        let tenant = Tenant::single();
+        let read = |change: fn(&mut Meta)| {
+            let mut wrong = meta(&tenant, 7);
+            change(&mut wrong);
+            let found = Found { live: vec![Arc::new(wrong)], ..Found::default() };
+            let index = TenantIndex { created_at: Duration::ZERO, found };
+            TenantIndex::from_protobuf(&index.to_protobuf().expect("encode"), &tenant)
+        };
+        assert!(read(|meta| meta.end_time = *TIMES.end()).is_ok());
+        assert!(matches!(read(|meta| meta.end_time = i64::MIN), Err(IndexError::Field("end_time"))));
+        assert!(matches!(read(|meta| meta.start_time = i64::MAX), Err(IndexError::Field("start_time"))));
+        assert!(matches!(read(|meta| meta.created_at = Some(TIMES.end() + 1)), Err(IndexError::Field("created_at"))));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub(super) fn meta(tenant: &Tenant, end_time: i64) -> Meta {
         dedicated_columns: Vec::new(),
         replication_factor: 1,
         compacted_from: Vec::new(),
+        created_at: None,
     }
 }
 

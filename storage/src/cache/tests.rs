@@ -99,6 +99,7 @@ pub(crate) fn meta(start_time: i64, compaction_level: u32) -> Meta {
         dedicated_columns: Vec::new(),
         replication_factor: 1,
         compacted_from: Vec::new(),
+        created_at: None,
     }
 }
 

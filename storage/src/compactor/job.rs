@@ -13,14 +13,16 @@ use super::{
     ledger::{Claim, Decision, Holder, Ledger},
     plan::Job,
     publication::{Publication, publish},
+    seconds_of,
 };
 use crate::{
     backend::{CONCURRENCY, Store},
     block::{
-        DATA, Meta,
+        BlockError, DATA, Meta,
         merge::{self, Merged},
     },
     blocklist::Blocklist,
+    clock::Clock,
     id::{BlockId, Tenant},
     ownership::Ownership,
 };
@@ -74,8 +76,7 @@ pub(super) struct Runner<'a> {
     pub(super) merge: &'a dyn Merge,
     pub(super) settings: &'a Settings,
     pub(super) ledger: &'a Ledger,
-    /// Seconds since the Unix epoch.
-    pub(super) now: i64,
+    pub(super) clock: &'a dyn Clock,
 }
 
 impl Runner<'_> {
@@ -110,7 +111,7 @@ impl Runner<'_> {
                     return Ok(Outcome::Finished);
                 }
                 Seen::Gone => {
-                    self.blocklist.replace(tenant, &[input], Vec::new(), self.now);
+                    self.blocklist.replace(tenant, &[input], Vec::new(), seconds_of(self.clock));
                     return Ok(Outcome::Gone);
                 }
                 Seen::Flagged => return Ok(Outcome::Flagged(input)),
@@ -120,11 +121,11 @@ impl Runner<'_> {
             // Once an input is compacted, nothing says any more that the blocks it was made from are not live.
             bury(self.store, meta).await?;
         }
-        let ours = Claim { output, inputs: inputs.clone(), by: self.ledger.instance.clone(), at: self.now };
+        let ours = Claim { output, inputs: inputs.clone(), by: self.ledger.instance.clone(), at: seconds_of(self.clock) };
         for (input, number) in claims {
             let made = self.ledger.claim(tenant, input, number, &ours).await?;
             // A claim of ours may have arrived although its answer did not.
-            if !made && self.ledger.holder(tenant, input, output, self.now).await? != Holder::This {
+            if !made && self.ledger.holder(tenant, input, output, seconds_of(self.clock)).await? != Holder::This {
                 self.ledger.decide(tenant, output, Decision::Abort).await?;
                 return Ok(Outcome::Taken);
             }
@@ -136,6 +137,7 @@ impl Runner<'_> {
         };
         let mut merged = merged.map_err(|_| CompactError::Panic { output })??;
         merged.meta.compacted_from.clone_from(&inputs);
+        merged.meta.created_at = Meta::created_at_of_all(metas.iter().map(Arc::as_ref));
         verify(self.store, &merged.meta).await?;
         let live = stream::iter(inputs.iter().map(|&input| is_live(self.store, tenant, input)).collect::<Vec<_>>());
         if !live.buffer_unordered(CONCURRENCY).try_all(std::future::ready).await? {
@@ -183,7 +185,13 @@ impl Runner<'_> {
     }
 
     async fn look(&self, tenant: &Tenant, input: BlockId, output: BlockId) -> Result<Seen, CompactError> {
-        let Some(meta) = self.store.meta(tenant, input).await? else { return Ok(Seen::Gone) };
+        let Some(meta) = self.store.meta(tenant, input).await? else {
+            if self.store.exists(tenant, input, "meta.json").await? {
+                let what = "its meta.json is unreadable or belongs to another block".to_owned();
+                return Err(BlockError::Corrupt { block: input, tenant: tenant.clone(), what }.into());
+            }
+            return Ok(Seen::Gone);
+        };
         if self.store.exists(tenant, input, "meta.compacted.json").await? {
             // Somebody was stopped in the middle of marking it.
             self.store.mark_compacted(tenant, input).await?;
@@ -192,7 +200,7 @@ impl Runner<'_> {
         if self.store.exists(tenant, input, "nocompact.flg").await? {
             return Ok(Seen::Flagged);
         }
-        Ok(Seen::Live(Box::new(meta), self.ledger.holder(tenant, input, output, self.now).await?))
+        Ok(Seen::Live(Box::new(meta), self.ledger.holder(tenant, input, output, seconds_of(self.clock)).await?))
     }
 
     /// Waits for a future as long as the key is this instance's.
@@ -210,7 +218,7 @@ impl Runner<'_> {
 
     /// Sees an output through that was decided for.
     async fn finish(&self, output: &Meta) -> Result<(), CompactError> {
-        finish(self.store, self.blocklist, output, self.now).await
+        finish(self.store, self.blocklist, output, self.clock).await
     }
 }
 
@@ -237,7 +245,7 @@ enum Seen {
 }
 
 /// Publishes an output that was decided for and marks its inputs. Repeating it changes nothing.
-pub(super) async fn finish(store: &Store, blocklist: &Blocklist, output: &Meta, now: i64) -> Result<(), CompactError> {
+pub(super) async fn finish(store: &Store, blocklist: &Blocklist, output: &Meta, clock: &dyn Clock) -> Result<(), CompactError> {
     // A block of nothing is not written; its inputs had nothing.
     let is_empty = output.total_objects == 0;
     let publication = if is_empty { Publication::Compacted } else { publish(store, output).await? };
@@ -246,13 +254,16 @@ pub(super) async fn finish(store: &Store, blocklist: &Blocklist, output: &Meta, 
     }
     let marked = bury(store, output).await;
     let added = if publication == Publication::Live { vec![output.clone()] } else { Vec::new() };
-    blocklist.replace(&output.tenant_id, &output.compacted_from, added, now);
+    // Their bytes stay for a while from now on, for whoever has not heard of it, however long the merge took.
+    blocklist.replace(&output.tenant_id, &output.compacted_from, added, seconds_of(clock));
     marked
 }
 
 /// Marks the blocks as compacted that a published output was made from. All are tried; the first failure is returned.
 pub(super) async fn bury(store: &Store, output: &Meta) -> Result<(), CompactError> {
-    let marks = output.compacted_from.iter().map(|&input| store.mark_compacted(&output.tenant_id, input));
+    // Nothing is made of itself, whatever a description in the bucket says.
+    let inputs = output.compacted_from.iter().filter(|input| **input != output.block_id);
+    let marks = inputs.map(|&input| store.mark_compacted(&output.tenant_id, input));
     let marks = stream::iter(marks.collect::<Vec<_>>()).buffer_unordered(CONCURRENCY).collect::<Vec<_>>().await;
     marks.into_iter().collect::<Result<(), _>>().map_err(CompactError::from)
 }

@@ -13,7 +13,10 @@
 //!
 //! Tempo ignores these objects and deletes them with the block's folder.
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, Error as _},
+};
 
 use super::CompactError;
 use crate::{
@@ -91,7 +94,16 @@ impl Ledger {
 
     /// What was decided about an output.
     pub(super) async fn decision(&self, tenant: &Tenant, output: BlockId) -> Result<Option<Decision>, CompactError> {
-        self.read(tenant, output, DECISION).await
+        let decision = self.read(tenant, output, DECISION).await?;
+        match &decision {
+            // Inputs are compacted because of it.
+            Some(Decision::Commit(meta)) if meta.block_id != output || meta.tenant_id != *tenant => {
+                let source =
+                    serde_json::Error::custom(format_args!("it is about block \"{}\" of tenant \"{}\"", meta.block_id, meta.tenant_id));
+                Err(CompactError::Ledger { block: output, name: DECISION.to_owned(), source })
+            }
+            _ => Ok(decision),
+        }
     }
 
     /// Decides about an output, if nobody has; returns what holds.
@@ -112,7 +124,7 @@ impl Ledger {
                 return Ok(Holder::This);
             }
             let decision = match self.decision(tenant, claim.output).await? {
-                None if claim.by == self.instance || (now - claim.at).abs() > self.claim_timeout => {
+                None if claim.by == self.instance || now.abs_diff(claim.at) > self.claim_timeout.unsigned_abs() => {
                     tracing::info!(%tenant, block = %input, output = %claim.output, by = claim.by, "claim of an abandoned compaction is given up");
                     self.decide(tenant, claim.output, Decision::Abort).await?
                 }
@@ -166,7 +178,7 @@ mod tests {
 
         // Too old: it is given up, and then its holder cannot commit.
         assert_eq!(ours.holder(&tenant, input, output, 1101).await.expect("read"), Holder::Nobody(1));
-        let commit = Decision::Commit(Box::new(testing::meta()));
+        let commit = Decision::Commit(Box::new(Meta { block_id: output, ..testing::meta() }));
         assert_eq!(theirs.decide(&tenant, BlockId::from_u128(11), commit.clone()).await.expect("decided"), Decision::Abort);
 
         // What is committed can't be given up, however old the claim.
@@ -174,7 +186,7 @@ mod tests {
         assert_eq!(ours.decide(&tenant, output, commit.clone()).await.expect("first"), commit);
         assert_eq!(theirs.decide(&tenant, output, Decision::Abort).await.expect("decided"), commit);
         let holder = theirs.holder(&tenant, input, BlockId::from_u128(12), 9999).await.expect("read");
-        assert_eq!(holder, Holder::Committed(Box::new(testing::meta())));
+        assert_eq!(holder, Holder::Committed(Box::new(Meta { block_id: output, ..testing::meta() })));
     }
 
     #[tokio::test]
@@ -185,6 +197,19 @@ mod tests {
         assert!(ours.claim(&tenant, input, 0, &claim(10, "us", 1000)).await.expect("first"));
         assert_eq!(ours.holder(&tenant, input, BlockId::from_u128(11), 1000).await.expect("read"), Holder::Nobody(1));
         assert_eq!(ours.decision(&tenant, BlockId::from_u128(10)).await.expect("read"), Some(Decision::Abort));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_true_is_refused() {
+        let store = Store::new(Arc::new(InMemory::new()), "");
+        let ours = ledger(&store, "us");
+        let (tenant, input, output) = (Tenant::single(), BlockId::from_u128(1), BlockId::from_u128(10));
+        ours.create(&tenant, output, DECISION, &Decision::Commit(Box::new(testing::meta()))).await.expect("put");
+        let error = ours.decision(&tenant, output).await.expect_err("a commit of another block");
+        assert!(error.to_string().contains(DECISION), "{error}");
+        // As old as can be.
+        assert!(ours.claim(&tenant, input, 0, &claim(11, "them", i64::MIN)).await.expect("first"));
+        assert_eq!(ours.holder(&tenant, input, output, 1000).await.expect("read"), Holder::Nobody(1));
     }
 
     #[tokio::test]

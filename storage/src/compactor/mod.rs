@@ -117,7 +117,7 @@ pub struct Settings {
     pub cycle: Duration,
     /// No job begins after this long in one tenant.
     pub max_time_per_tenant: Duration,
-    /// Age of the end of blocks that expire; 0: none does. A tenant's own goes before.
+    /// Time since their data was ingested after which blocks expire; 0: none does. A tenant's own goes before.
     pub block_retention: Duration,
     /// How long compacted blocks stay readable.
     pub compacted_block_retention: Duration,
@@ -348,7 +348,7 @@ impl Compactor {
     }
 
     fn now(&self) -> i64 {
-        i64::try_from(self.clock.now().as_secs()).unwrap_or(i64::MAX)
+        seconds_of(&*self.clock)
     }
 
     fn ledger(&self) -> Ledger {
@@ -421,7 +421,7 @@ impl Compactor {
             merge: &*self.merge,
             settings: &self.settings,
             ledger: &ledger,
-            now: self.now(),
+            clock: &*self.clock,
         };
         let began = Instant::now();
         self.metrics.running.inc();
@@ -508,7 +508,7 @@ impl Compactor {
             let blocks: usize = jobs.iter().map(|job| job.inputs.len()).sum();
             let bytes: u64 = jobs.iter().map(Job::bytes).sum();
             let level0 = jobs.iter().flat_map(|job| &job.inputs).filter(|meta| meta.compaction_level == 0);
-            let age = level0.map(|meta| now - meta.end_time).max().unwrap_or_default().max(0);
+            let age = level0.map(|meta| now.saturating_sub(meta.ingested_at())).max().unwrap_or_default().max(0);
             self.metrics.outstanding_blocks.with_label_values(&labels).set(i64::try_from(blocks).unwrap_or(i64::MAX));
             self.metrics.outstanding_bytes.with_label_values(&labels).set(i64::try_from(bytes).unwrap_or(i64::MAX));
             self.metrics.oldest_level0.with_label_values(&labels).set(age);
@@ -516,6 +516,11 @@ impl Compactor {
         }
         self.state.lock().paused.retain(|block, _| live.contains(block));
     }
+}
+
+/// The time in seconds since the Unix epoch.
+fn seconds_of(clock: &dyn Clock) -> i64 {
+    i64::try_from(clock.now().as_secs()).unwrap_or(i64::MAX)
 }
 
 fn inputs(job: &Job) -> Vec<BlockId> {

@@ -6,11 +6,14 @@
 //!                  └ unknown version, level too high, cut-over window
 //! ```
 //!
-//! In two things this differs from Tempo's selection, because a dataflow writes many small blocks where an ingester writes few large
-//! ones. Both are settings of ours and off when `small_bytes` and `patience` are zero; then the selection is Tempo's exactly.
+//! In three things this differs from Tempo's selection, because a dataflow writes many small blocks where an ingester writes few large
+//! ones, and with the times that its spans have. When `small_bytes` and `patience` are zero, the selection among Tempo's blocks is Tempo's
+//! exactly.
 //!
 //! * *Wide stripes of small blocks.* As long as all of a stripe is no more than `small_bytes`, it takes `max_small_inputs` blocks instead
 //!   of `max_inputs`.
+//! * *Recent is what came in lately.* Blocks are merged by level for a day after they were ingested, even where their spans are old. Blocks
+//!   of Tempo do not say when that was; their end does.
 //! * *Patience.* In the window that is being written, a stripe that could still grow waits for `patience · max_inputs^level` after the
 //!   end of its oldest block. At most one stripe less one block waits per level. Merging whatever is there, as Tempo does, makes pairs
 //!   out of pairs: in the simulation below that writes every byte about twice as often.
@@ -22,7 +25,9 @@ use crate::{
     id::Tenant,
 };
 
-/// Seconds after which a window is compacted by its owner alone and not by level.
+/// Seconds after which blocks of a window are compacted by its owner alone and not by level. Tempo counts them from the end of the spans;
+/// so do we where nothing else is known. Spans of last year that come in all day would otherwise be merged into one large block again and
+/// again.
 const ACTIVE_SECONDS: i64 = 24 * 3600;
 
 /// What is merged with what.
@@ -134,7 +139,8 @@ fn entry(tenant: &Tenant, meta: &Arc<Meta>, selection: &Selection, now_seconds: 
     let hash = dedicated_hash(&meta.dedicated_columns);
     let order = format!("{:016X}-{}-{hash:016X}", meta.total_objects, meta.format);
     let meta = Arc::clone(meta);
-    match window.cmp(&first_active) {
+    // By level as long as more may come, which has nothing to do with the time of the spans.
+    match window_of(meta.ingested_at()).cmp(&first_active) {
         // Two owners might both think it is theirs.
         std::cmp::Ordering::Equal => None,
         std::cmp::Ordering::Greater => Some(Entry {
@@ -289,6 +295,15 @@ mod tests {
             jobs,
             [(format!("single-tenant-0-{}-1", window + 1), vec![5, 6]), (format!("single-tenant-{}-1", window - 1), vec![2, 1])]
         );
+    }
+
+    #[test]
+    fn old_spans_that_are_still_coming_in_are_compacted_by_level() {
+        let of_1970 = |number, level, ingested| Meta { created_at: Some(ingested), ..block(number, level, 100, 10) };
+        let blocks = [of_1970(1, 3, NOW - 60), of_1970(2, 0, NOW - 60), of_1970(3, 0, NOW), of_1970(4, 1, NOW)];
+        assert_eq!(numbers(&blocks, &tempo()), [("single-tenant-0-0-1".to_owned(), vec![2, 3])]);
+        let over = [of_1970(1, 3, NOW - 30 * 3600), of_1970(2, 0, NOW - 40 * 3600)];
+        assert_eq!(numbers(&over, &tempo()), [("single-tenant-0-1".to_owned(), vec![2, 1])]);
     }
 
     #[test]

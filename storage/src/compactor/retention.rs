@@ -1,12 +1,15 @@
 //! Old blocks go in two steps (block-format.md §12), and what nobody needs goes in one.
 //!
 //! ```text
-//!  live, end < now − block_retention ──► meta.compacted.json ──compacted_block_retention──► deleted
+//!  live, ingested before now − block_retention ──► meta.compacted.json ──compacted_block_retention──► deleted
 //!  live, but merged into a live block ─► meta.compacted.json      whoever merged it was stopped before it got to it
 //!  neither meta, output decided for ───► meta.json                the same, one step earlier
 //!  neither meta, output given up ──────► deleted after garbage_age
 //!  neither meta, nothing decided ──────► deleted after garbage_age or block_retention, whichever is longer
 //! ```
+//!
+//! A block's age counts from when its youngest data was ingested ([`Meta::ingested_at`]), not from its spans' own times: whoever sends spans
+//! of last year, or has a clock that says 1970, keeps them as long as everybody else, and no longer than that if it says 2100.
 //!
 //! The last line is about uploads that were cut short, and about blocks that a dataflow has committed to and cannot publish, because the
 //! bucket or the process has been away ever since. They look the same from here, so neither is touched before retention would delete the
@@ -50,9 +53,9 @@ impl Compactor {
         let now = self.now();
         let retention = seconds(limits.retention.unwrap_or(self.settings.block_retention));
         if retention > 0 {
-            let blocks = self.blocklist.blocks(tenant);
-            let expired = blocks.iter().filter(|meta| meta.end_time < now - retention && self.ownership.owns(&meta.block_id.to_string()));
-            let expiring = expired.map(|meta| self.expire(meta)).collect::<Vec<_>>();
+            let (blocks, horizon) = (self.blocklist.blocks(tenant), now - retention);
+            let expired = blocks.iter().filter(|meta| meta.ingested_at() < horizon && self.ownership.owns(&meta.block_id.to_string()));
+            let expiring = expired.map(|meta| self.expire(meta, horizon)).collect::<Vec<_>>();
             stream::iter(expiring).buffer_unordered(CONCURRENCY).collect::<Vec<()>>().await;
         }
         let kept = seconds(self.settings.compacted_block_retention);
@@ -68,15 +71,21 @@ impl Compactor {
         }
     }
 
-    /// Phase 1.
-    async fn expire(&self, meta: &Meta) {
-        let (tenant, block) = (&meta.tenant_id, meta.block_id);
+    /// Phase 1. What the folder says counts: an index that Tempo built leaves out our own keys, and a deletion is for ever.
+    async fn expire(&self, listed: &Meta, horizon: i64) {
+        let (tenant, block) = (&listed.tenant_id, listed.block_id);
         let marked = async {
-            bury(&self.store, meta).await?;
-            self.store.mark_compacted(tenant, block).await.map_err(CompactError::from)
+            let there = self.store.meta(tenant, block).await?;
+            if there.as_ref().is_some_and(|meta| meta.ingested_at() >= horizon) {
+                return Ok(false);
+            }
+            bury(&self.store, there.as_ref().unwrap_or(listed)).await?;
+            self.store.mark_compacted(tenant, block).await?;
+            Ok::<_, CompactError>(true)
         };
         match marked.await {
-            Ok(()) => {
+            Ok(false) => {}
+            Ok(true) => {
                 tracing::info!(%tenant, %block, "retention of the block is over");
                 self.metrics.marked_for_deletion.inc();
                 self.blocklist.replace(tenant, &[block], Vec::new(), self.now());
@@ -85,11 +94,19 @@ impl Compactor {
         }
     }
 
-    /// Phase 2.
+    /// Phase 2. The list may be wrong, so a block goes only if its folder says that it is compacted, or says nothing any more.
     async fn delete(&self, meta: &Meta) {
         let (tenant, block) = (&meta.tenant_id, meta.block_id);
-        match self.store.delete(tenant, block).await {
-            Ok(()) => {
+        let deleted = async {
+            let (store, is_live) = (&self.store, "meta.json");
+            if store.exists(tenant, block, is_live).await? && !store.exists(tenant, block, "meta.compacted.json").await? {
+                return Ok(false);
+            }
+            store.delete(tenant, block).await.map(|()| true)
+        };
+        match deleted.await {
+            Ok(false) => tracing::warn!(%tenant, %block, "block is listed as compacted and its folder says that it is live, not deleted"),
+            Ok(true) => {
                 tracing::info!(%tenant, %block, "block deleted");
                 self.metrics.deleted.inc();
                 self.blocklist.remove(tenant, &[block]);
@@ -162,7 +179,7 @@ impl Compactor {
             Some(decision) => decision,
         };
         match decision {
-            Decision::Commit(meta) => finish(&self.store, &self.blocklist, &meta, self.now()).await,
+            Decision::Commit(meta) => finish(&self.store, &self.blocklist, &meta, &*self.clock).await,
             Decision::Abort => {
                 self.store.delete(tenant, block).await?;
                 tracing::info!(%tenant, %block, "folder of a block that never came to be deleted");

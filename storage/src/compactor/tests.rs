@@ -3,7 +3,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use proptest::prelude::*;
 
 use super::{
-    testing::{CORRUPT, PANIC, World},
+    testing::{CORRUPT, PANIC, Slow, World},
     *,
 };
 
@@ -65,6 +65,97 @@ async fn expired_blocks_go_in_two_steps() {
     world.advance(3700);
     process.compactor.retain().await.expect("bucket");
     assert_eq!(world.names().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn retention_counts_from_ingestion_and_not_from_the_spans_own_times() {
+    let mut world = World::new();
+    let now = world.now();
+    let of = |year_2100: bool| move |meta: &mut Meta| (meta.end_time, meta.created_at) = (i64::from(year_2100) * 4_102_444_800, Some(now));
+    world.ingest(&[1], of(false)).await;
+    world.ingest(&[2], of(false)).await;
+    world.ingest(&[3], of(true)).await;
+    let process = world.process(Settings { block_retention: Duration::from_secs(5 * 3600), ..pairs("a") });
+    let round = async || {
+        process.poll(i64::MAX).await.expect("poll");
+        process.compactor.retain().await.expect("bucket");
+        process.compactor.cycle().await
+    };
+    assert_eq!(round().await.compacted, 1, "the two of 1970");
+    world.check("just ingested").await;
+    assert_eq!(process.metric("rubato_compactor_oldest_level0_age_seconds"), 0.0, "it does not lag by half a century");
+    world.advance(5 * 3600);
+    round().await;
+    world.check("their last second").await;
+    assert_eq!(process.blocklist.blocks(&world.tenant).len(), 2);
+    world.advance(1);
+    round().await;
+    assert_eq!(process.blocklist.blocks(&world.tenant).len(), 0);
+    assert_eq!(process.metric("tempodb_retention_marked_for_deletion_total"), 2.0, "that of 2100, and what the two became");
+}
+
+#[tokio::test]
+async fn a_list_that_does_not_know_the_time_of_ingestion_deletes_nothing() {
+    let mut world = World::new();
+    let now = world.now();
+    let block = world.ingest(&[1], |meta| (meta.end_time, meta.created_at) = (0, Some(now))).await;
+    let process = world.process(pairs("a"));
+    // As it is found in an index that Tempo built.
+    process.blocklist.add(Meta { created_at: None, ..block });
+    process.compactor.retain().await.expect("bucket");
+    world.check("its folder says when it was ingested").await;
+    assert_eq!(process.blocklist.blocks(&world.tenant).len(), 1);
+}
+
+#[tokio::test]
+async fn inputs_stay_for_their_time_however_long_the_merge_took() {
+    let mut world = World::new();
+    world.ingest(&[1], |_| {}).await;
+    world.ingest(&[2], |_| {}).await;
+    let mut process = world.process(pairs("a"));
+    process.compactor.merge = Box::new(Slow(world.clock.clone()));
+    process.poll(i64::MAX).await.expect("poll");
+    assert_eq!(process.compactor.cycle().await.compacted, 1);
+    process.compactor.retain().await.expect("bucket");
+    assert_eq!(process.store.listing(&world.tenant).await.expect("list").compacted.len(), 2, "others may still read them");
+}
+
+#[tokio::test]
+async fn a_block_that_is_live_in_its_folder_is_not_deleted_whatever_the_list_says() {
+    let mut world = World::new();
+    let block = world.ingest(&[1], |_| {}).await;
+    let process = world.process(pairs("a"));
+    process.poll(i64::MAX).await.expect("poll");
+    process.blocklist.replace(&world.tenant, &[block.block_id], Vec::new(), 0);
+    process.compactor.retain().await.expect("bucket");
+    world.check("it is live").await;
+    process.store.mark_compacted(&world.tenant, block.block_id).await.expect("mark");
+    process.compactor.retain().await.expect("bucket");
+    assert_eq!(world.names().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn an_input_with_an_unreadable_description_stays_listed_and_is_left_alone() {
+    let mut world = World::new();
+    let block = world.ingest(&[1], |_| {}).await;
+    world.ingest(&[2], |_| {}).await;
+    let process = world.process(pairs("a"));
+    process.poll(i64::MAX).await.expect("poll");
+    process.store.put_named(&world.tenant, block.block_id, "meta.json", "{".into()).await.expect("put");
+    assert_eq!(process.compactor.cycle().await, Cycle { failed: 1, ..Cycle::default() });
+    assert_eq!(process.blocklist.blocks(&world.tenant).len(), 2, "its spans are still served");
+}
+
+#[tokio::test]
+async fn a_block_that_claims_to_be_made_of_itself_is_not_marked_because_of_it() {
+    let mut world = World::new();
+    world.ingest(&[1], |meta| meta.compacted_from = vec![meta.block_id]).await;
+    world.ingest(&[2], |_| {}).await;
+    let process = world.process(pairs("a"));
+    process.poll(i64::MAX).await.expect("poll");
+    process.compactor.cycle().await;
+    world.check("compacted or not").await;
+    assert_eq!(process.blocklist.blocks(&world.tenant).iter().map(|meta| meta.total_objects).sum::<u64>(), 2);
 }
 
 /// Kills a process at each operation on the bucket in turn. Whatever it left, readers see each span once, and the next process ends up

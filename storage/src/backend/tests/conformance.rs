@@ -54,6 +54,7 @@ pub(crate) fn block(tenant: &Tenant, end_time: i64) -> Encoded {
         dedicated_columns: Vec::new(),
         replication_factor: 1,
         compacted_from: Vec::new(),
+        created_at: None,
     };
     let blooms = vec![Bytes::from_static(b"b0"), Bytes::from_static(b"b1")];
     Encoded { meta, data: Bytes::from_static(b"data"), blooms, index: Bytes::from_static(b"{}") }
