@@ -1,8 +1,8 @@
 //! Thrift as far as receivers need it: structs read field by field, over the `thrift` crate's protocols.
 //!
 //! No code is generated: a decoder is a match on field number and type. A field of another number or type is passed over, as Thrift asks
-//! for. Bodies are untrusted; strings and containers cannot claim to be larger than the body, and structs nest no deeper than
-//! [`MAX_DEPTH`].
+//! for. Bodies are untrusted; strings and containers cannot claim to be larger than the body, structs nest no deeper than [`MAX_DEPTH`],
+//! and those of lists take no more than [`GROWTH`] times the body's bytes: a struct without fields is one byte of it.
 
 use std::io::Cursor;
 
@@ -13,6 +13,12 @@ use thrift::{
 
 /// Levels of structs and containers.
 const MAX_DEPTH: usize = 16;
+
+/// Bytes that the structs of all lists may take per byte of the body. Those that have fields stay far below.
+const GROWTH: usize = 8;
+
+/// Bytes that they may take in any case.
+const SMALL: usize = 1 << 20;
 
 /// Bytes that do not say what they should.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +59,11 @@ pub(crate) enum Protocol {
 }
 
 /// A body being read.
-pub(crate) struct Input<'a>(Box<dyn TInputProtocol + 'a>);
+pub(crate) struct Input<'a> {
+    protocol: Box<dyn TInputProtocol + 'a>,
+    /// Bytes that structs of lists may still take.
+    room: usize,
+}
 
 impl std::fmt::Debug for Input<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -72,16 +82,17 @@ impl<'a> Input<'a> {
             .max_recursion_depth(Some(MAX_DEPTH))
             .build()?;
         let transport = Cursor::new(body);
-        Ok(Self(match protocol {
+        let protocol: Box<dyn TInputProtocol + 'a> = match protocol {
             // Old clients leave the version out.
             Protocol::Binary => Box::new(TBinaryInputProtocol::with_config(transport, false, limits)),
             Protocol::Compact => Box::new(TCompactInputProtocol::with_config(transport, limits)),
-        }))
+        };
+        Ok(Self { protocol, room: body.len().saturating_mul(GROWTH).saturating_add(SMALL) })
     }
 
     /// Reads the head of a message: the name of what is called. An answer is no message.
     pub(crate) fn message(&mut self) -> Result<String, Malformed> {
-        let head = self.0.read_message_begin()?;
+        let head = self.protocol.read_message_begin()?;
         match head.message_type {
             TMessageType::Call | TMessageType::OneWay => Ok(head.name),
             other => Err(Malformed::new(format!("a message of type {other} is no call"))),
@@ -94,37 +105,43 @@ impl<'a> Input<'a> {
         name: &str,
         mut field: impl FnMut(&mut Self, i16, TType) -> Result<bool, Malformed>,
     ) -> Result<(), Malformed> {
-        self.0.read_struct_begin()?;
+        self.protocol.read_struct_begin()?;
         loop {
-            let head = self.0.read_field_begin().map_err(|error| Malformed::from(error).inside(name))?;
+            let head = self.protocol.read_field_begin().map_err(|error| Malformed::from(error).inside(name))?;
             if head.field_type == TType::Stop {
                 break;
             }
             let number = head.id.unwrap_or_default();
             let here = |error: Malformed| error.inside(number).inside(name);
             if !field(self, number, head.field_type).map_err(here)? {
-                self.0.skip_till_depth(head.field_type, MAX_DEPTH as i8).map_err(|error| here(error.into()))?;
+                self.protocol.skip_till_depth(head.field_type, MAX_DEPTH as i8).map_err(|error| here(error.into()))?;
             }
-            self.0.read_field_end()?;
+            self.protocol.read_field_end()?;
         }
-        Ok(self.0.read_struct_end()?)
+        Ok(self.protocol.read_struct_end()?)
     }
 
     /// Reads a list of structs; a list of something else is passed over.
-    pub(crate) fn structures(&mut self, mut element: impl FnMut(&mut Self) -> Result<(), Malformed>) -> Result<(), Malformed> {
-        let head = self.0.read_list_begin()?;
+    pub(crate) fn structures<T>(&mut self, mut element: impl FnMut(&mut Self) -> Result<T, Malformed>) -> Result<Vec<T>, Malformed> {
+        let head = self.protocol.read_list_begin()?;
+        let mut elements = Vec::new();
         for number in 0..head.size {
             let here = |error: Malformed| error.inside(format_args!("[{number}]"));
             match head.element_type {
-                TType::Struct => element(self).map_err(here)?,
-                other => self.0.skip_till_depth(other, MAX_DEPTH as i8).map_err(|error| here(error.into()))?,
+                TType::Struct => {
+                    let room = self.room.checked_sub(size_of::<T>());
+                    self.room = room.ok_or_else(|| here(Malformed::new("more structs than the body can hold")))?;
+                    elements.push(element(self).map_err(here)?);
+                }
+                other => self.protocol.skip_till_depth(other, MAX_DEPTH as i8).map_err(|error| here(error.into()))?,
             }
         }
-        Ok(self.0.read_list_end()?)
+        self.protocol.read_list_end()?;
+        Ok(elements)
     }
 
     pub(crate) fn bytes(&mut self) -> Result<Vec<u8>, Malformed> {
-        Ok(self.0.read_bytes()?)
+        Ok(self.protocol.read_bytes()?)
     }
 
     /// Reads a string. Thrift does not ask for UTF-8; what is none is replaced.
@@ -134,23 +151,23 @@ impl<'a> Input<'a> {
     }
 
     pub(crate) fn boolean(&mut self) -> Result<bool, Malformed> {
-        Ok(self.0.read_bool()?)
+        Ok(self.protocol.read_bool()?)
     }
 
     pub(crate) fn short(&mut self) -> Result<i16, Malformed> {
-        Ok(self.0.read_i16()?)
+        Ok(self.protocol.read_i16()?)
     }
 
     pub(crate) fn int(&mut self) -> Result<i32, Malformed> {
-        Ok(self.0.read_i32()?)
+        Ok(self.protocol.read_i32()?)
     }
 
     pub(crate) fn long(&mut self) -> Result<i64, Malformed> {
-        Ok(self.0.read_i64()?)
+        Ok(self.protocol.read_i64()?)
     }
 
     pub(crate) fn double(&mut self) -> Result<f64, Malformed> {
-        Ok(self.0.read_double()?)
+        Ok(self.protocol.read_double()?)
     }
 }
 
@@ -209,12 +226,16 @@ mod tests {
         Input::new(protocol, bytes)?.structure("Outer", |input, number, kind| {
             match (number, kind) {
                 (1, TType::String) => name = input.text()?,
-                (2, TType::List) => input.structures(|input| {
-                    input.structure("Inner", |input, number, kind| match (number, kind) {
-                        (1, TType::I64) => input.long().map(|value| values.push(value)).map(|()| true),
-                        _ => Ok(false),
-                    })
-                })?,
+                (2, TType::List) => {
+                    values = input.structures(|input| {
+                        let mut value = 0;
+                        input.structure("Inner", |input, number, kind| match (number, kind) {
+                            (1, TType::I64) => input.long().map(|read| value = read).map(|()| true),
+                            _ => Ok(false),
+                        })?;
+                        Ok(value)
+                    })?;
+                }
                 _ => return Ok(false),
             }
             Ok(true)
@@ -239,6 +260,27 @@ mod tests {
         huge.extend_from_slice(&i32::MAX.to_be_bytes());
         let error = read(Protocol::Binary, &huge).expect_err("huge").to_string();
         assert!(error.starts_with("Outer.1: ") && error.contains("2147483647"), "{error}");
+    }
+
+    /// A struct without fields is one byte, and much more in memory.
+    #[test]
+    fn many_structs_of_nothing_are_refused() {
+        let list = |count: usize| {
+            let count_bytes = (count as u32).to_be_bytes();
+            [&[15, 0, 2, 12][..], &count_bytes, &vec![0; count + 1]].concat()
+        };
+        let read = |body: &[u8]| {
+            let mut found = 0;
+            Input::new(Protocol::Binary, body)?.structure("Outer", |input, _, _| {
+                let structs = input.structures(|input| input.structure("Inner", |_, _, _| Ok(false)).map(|()| [0u8; 200]))?;
+                found = structs.len();
+                Ok(true)
+            })?;
+            Ok::<_, Malformed>(found)
+        };
+        assert_eq!(read(&list(5000)), Ok(5000));
+        let error = read(&list(100_000)).expect_err("20 MB from 100 kB").to_string();
+        assert!(error.starts_with("Outer.2[") && error.ends_with("]: more structs than the body can hold"), "{error}");
     }
 
     proptest! {

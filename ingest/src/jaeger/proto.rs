@@ -2,8 +2,10 @@
 
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use prost::Message as _;
+use storage::otlp::wire;
 
 use super::model::{self, unknown};
+use crate::{wire::count_field, zipkin::most_spans};
 
 /// Path of the call.
 pub(crate) const POST_SPANS: &str = "/jaeger.api_v2.CollectorService/PostSpans";
@@ -108,6 +110,10 @@ struct Time {
 
 /// Reads an encoded `PostSpansRequest`.
 pub(super) fn batch(message: &[u8]) -> Result<model::Batch, Malformed> {
+    let batches = wire::Fields::new(message).flatten().filter(|field| field.number == 1).filter_map(|field| field.value.bytes());
+    if batches.map(|batch| count_field(batch, 1)).sum::<usize>() > most_spans(message) {
+        return Err(Malformed::Encoding("more spans than the message can hold".to_owned()));
+    }
     let request = PostSpansRequest::decode(message).map_err(|error| Malformed::Encoding(error.to_string()))?;
     let Batch { spans, process } = request.batch.unwrap_or_default();
     let spans = spans.into_iter().enumerate().map(|(number, span)| span.into_model(number)).collect::<Result<_, _>>()?;

@@ -36,10 +36,7 @@ fn batch(input: &mut Input<'_>) -> Result<Batch, Malformed> {
     input.structure("Batch", |input, number, kind| {
         match (number, kind) {
             (1, TType::Struct) => batch.process = process(input)?,
-            (2, TType::List) => input.structures(|input| {
-                batch.spans.push(span(input)?);
-                Ok(())
-            })?,
+            (2, TType::List) => batch.spans.extend(input.structures(span)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -69,17 +66,11 @@ fn span(input: &mut Input<'_>) -> Result<Span, Malformed> {
             (3, TType::I64) => span.span_id = input.long()?.to_be_bytes(),
             (4, TType::I64) => span.parent_id = input.long()?.to_be_bytes(),
             (5, TType::String) => span.name = input.text()?,
-            (6, TType::List) => input.structures(|input| {
-                span.references.push(reference(input)?);
-                Ok(())
-            })?,
+            (6, TType::List) => span.references.extend(input.structures(reference)?),
             (8, TType::I64) => span.start = nanoseconds(input.long()?),
             (9, TType::I64) => span.duration = nanoseconds(input.long()?),
             (10, TType::List) => span.tags = tags(input)?,
-            (11, TType::List) => input.structures(|input| {
-                span.logs.push(log(input)?);
-                Ok(())
-            })?,
+            (11, TType::List) => span.logs.extend(input.structures(log)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -118,12 +109,7 @@ fn log(input: &mut Input<'_>) -> Result<Log, Malformed> {
 }
 
 fn tags(input: &mut Input<'_>) -> Result<Vec<Tag>, Malformed> {
-    let mut tags = Vec::new();
-    input.structures(|input| {
-        tags.push(tag(input)?);
-        Ok(())
-    })?;
-    Ok(tags)
+    input.structures(tag)
 }
 
 fn tag(input: &mut Input<'_>) -> Result<Tag, Malformed> {

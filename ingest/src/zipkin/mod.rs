@@ -9,6 +9,7 @@
 //!
 //! Any path and any method with a body will do, as clients of a decade have found. A connection takes one request, as in the reference.
 
+mod list;
 mod model;
 mod translate;
 mod v1;
@@ -24,6 +25,7 @@ use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
 use storage::clock::Clock;
 use tokio::net::TcpListener;
 
+pub(crate) use self::list::most_spans;
 use crate::{
     budget::Budget,
     distributor::Distributor,

@@ -22,6 +22,7 @@ use serde::Deserialize;
 use thrift::protocol::TType;
 
 use super::{
+    list,
     model::{Endpoint, Malformed},
     translate::{attribute, guess, text},
 };
@@ -110,7 +111,7 @@ struct JsonEndpoint {
 
 /// Reads a JSON array of v1 spans. With `parse_tags`, tags whose text is a number or a boolean become one.
 pub(super) fn from_json(body: &[u8], parse_tags: bool) -> Result<Vec<Span>, Malformed> {
-    let spans: Vec<JsonSpan> = serde_json::from_slice(body).map_err(|error| Malformed::Encoding(error.to_string()))?;
+    let spans: Vec<JsonSpan> = list::from_json(body)?;
     spans.into_iter().enumerate().map(|(number, span)| span.into_span(number, parse_tags)).collect()
 }
 
@@ -170,15 +171,8 @@ impl JsonEndpoint {
 
 /// Reads a Thrift list of v1 spans in the binary protocol.
 pub(super) fn from_thrift(body: &[u8]) -> Result<Vec<Span>, Malformed> {
-    let read = || {
-        let mut spans = Vec::new();
-        Input::new(Protocol::Binary, body)?.structures(|input| {
-            spans.push(thrift_span(input)?);
-            Ok(())
-        })?;
-        Ok(spans)
-    };
-    let spans: Vec<Span> = read().map_err(|error: ThriftMalformed| Malformed::Encoding(error.to_string()))?;
+    let spans = Input::new(Protocol::Binary, body).and_then(|mut input| input.structures(thrift_span));
+    let spans = spans.map_err(|error: ThriftMalformed| Malformed::Encoding(error.to_string()))?;
     for (number, span) in spans.iter().enumerate() {
         let wrong = |field, why: &str| Err(Malformed::Field { span: number, field, why: why.to_owned() });
         if span.trace_id == [0; 16] {
@@ -199,14 +193,8 @@ fn thrift_span(input: &mut Input<'_>) -> Result<Span, ThriftMalformed> {
             (3, TType::String) => span.name = input.text()?,
             (4, TType::I64) => span.id = input.long()?.to_be_bytes(),
             (5, TType::I64) => span.parent_id = Some(input.long()?.to_be_bytes()).filter(|id| *id != [0; 8]),
-            (6, TType::List) => input.structures(|input| {
-                span.annotations.push(thrift_annotation(input)?);
-                Ok(())
-            })?,
-            (8, TType::List) => input.structures(|input| {
-                span.tags.push(thrift_tag(input)?);
-                Ok(())
-            })?,
+            (6, TType::List) => span.annotations.extend(input.structures(thrift_annotation)?),
+            (8, TType::List) => span.tags.extend(input.structures(thrift_tag)?),
             (10, TType::I64) => span.timestamp = microseconds(input.long()?),
             (11, TType::I64) => span.duration = microseconds(input.long()?),
             (12, TType::I64) => high = input.long()?,

@@ -8,7 +8,11 @@ use std::{
 use prost::Message as _;
 use serde::Deserialize;
 
-use super::model::{Annotation, Endpoint, Kind, Malformed, Span, span_id, trace_id};
+use super::{
+    list,
+    model::{Annotation, Endpoint, Kind, Malformed, Span, span_id, trace_id},
+};
+use crate::wire::count_field;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,7 +64,7 @@ struct JsonAnnotation {
 
 /// Reads a JSON array of spans.
 pub(super) fn from_json(body: &[u8]) -> Result<Vec<Span>, Malformed> {
-    let spans: Vec<JsonSpan> = serde_json::from_slice(body).map_err(|error| Malformed::Encoding(error.to_string()))?;
+    let spans: Vec<JsonSpan> = list::from_json(body)?;
     spans.into_iter().enumerate().map(|(number, span)| span.into_span(number)).collect()
 }
 
@@ -164,6 +168,9 @@ struct ProtoAnnotation {
 
 /// Reads an encoded `zipkin.proto3.ListOfSpans`.
 pub(super) fn from_proto(body: &[u8]) -> Result<Vec<Span>, Malformed> {
+    if count_field(body, 1) > list::most_spans(body) {
+        return Err(Malformed::Encoding("more spans than the body can hold".to_owned()));
+    }
     let spans = ProtoSpans::decode(body).map_err(|error| Malformed::Encoding(error.to_string()))?.spans;
     spans.into_iter().enumerate().map(|(number, span)| span.into_span(number)).collect()
 }
@@ -272,5 +279,12 @@ mod tests {
         let short = ProtoSpans { spans: vec![ProtoSpan { trace_id: vec![1; 8], id: vec![1; 8], ..ProtoSpan::default() }] };
         assert_eq!(from_proto(&short.encode_to_vec()).expect_err("short").to_string(), "span 0: trace_id: 8 bytes where 16 are required");
         assert!(from_proto(b"\xff").is_err());
+    }
+
+    #[test]
+    fn spans_that_are_next_to_nothing_are_not_a_million() {
+        let json = format!("[{}{{}}]", "{},".repeat(1000));
+        assert!(from_json(json.as_bytes()).expect_err("json").to_string().starts_with("more spans than the body can hold"));
+        assert_eq!(from_proto(&[0x0a, 0].repeat(1000)).expect_err("protobuf").to_string(), "more spans than the body can hold");
     }
 }
