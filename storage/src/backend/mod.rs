@@ -74,6 +74,14 @@ pub struct StoreError {
 }
 
 impl StoreError {
+    /// Whether the bucket answered that it is not for us, or not there: trying again will not help.
+    pub fn is_refusal(&self) -> bool {
+        use object_store::Error::{NotFound, PermissionDenied, Unauthenticated};
+        // Of a listing, `object_store` tells the status in words only.
+        let said = ["401", "403", "404"].iter().any(|status| self.said.0.contains(&format!("status code: {status}")));
+        said || matches!(self.source, PermissionDenied { .. } | Unauthenticated { .. } | NotFound { .. })
+    }
+
     /// Whether the object is not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self.source, object_store::Error::NotFound { .. })

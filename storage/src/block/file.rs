@@ -62,6 +62,11 @@ impl FileWriter {
         self.drained + self.bytes.len() as u64
     }
 
+    /// Makes room for so many bytes at once, instead of by doubling.
+    pub(crate) fn reserve(&mut self, bytes: usize) {
+        self.bytes.reserve_exact(bytes);
+    }
+
     /// Appends a row group of `rows` rows. `chunks` come in the order of the leaves, one of each.
     ///
     /// # Errors

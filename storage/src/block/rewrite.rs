@@ -39,6 +39,9 @@ pub fn losses(from: Format, to: Format, dedicated: bool) -> Vec<&'static str> {
         (false, true) => lost.push("flags of links"),
         _ => {}
     }
+    if from == Format::V5 && to < Format::V5 {
+        lost.push("of an attribute such as http.method or k8s.pod.name that comes several times, all values but the last");
+    }
     if to == Format::V5 && dedicated {
         lost.push("empty arrays in dedicated columns, and whether a single value was an array of one");
     }

@@ -41,7 +41,8 @@ impl RowGroup {
     pub(super) fn new(footer: &ParquetMetaData, number: usize, leaves: usize, size: u64) -> Result<Self, Wrong> {
         let group = footer.row_groups().get(number).ok_or_else(|| format!("it has no row group {number}"))?;
         let ranges: Vec<_> = group.columns().iter().take(leaves).map(|chunk| chunk_range(chunk, size)).collect::<Result<_, _>>()?;
-        let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        // Chunks that overlap have no more bytes than the file.
+        let bytes = ranges.iter().fold(0, |bytes: u64, range| bytes.saturating_add(range.end - range.start)).min(size);
         let limit = usize::try_from(bytes.saturating_mul(ENTRIES_PER_BYTE).saturating_add(FEW_ENTRIES)).unwrap_or(usize::MAX);
         let rows = usize::try_from(group.num_rows()).ok().filter(|&rows| rows <= limit);
         let rows = rows.ok_or_else(|| format!("row group {number} claims {} rows", group.num_rows()))?;
@@ -179,5 +180,40 @@ impl Dictionaries {
             kept.bytes = bytes;
             kept.dictionaries.insert((row_group, leaf), Arc::clone(dictionary));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{fixtures, footer},
+        *,
+    };
+
+    #[test]
+    fn chunks_that_overlap_do_not_raise_what_is_believed() {
+        let Some(blocks) = fixtures::blocks("vParquet4") else { return };
+        let data = std::fs::read(blocks[0].join("data.parquet")).expect("data");
+        let size = data.len() as u64;
+        let length = footer::length(&data).expect("a tail") as usize;
+        let honest = footer::read(&data[data.len() - length - 8..]).expect("a footer");
+        let leaves = honest.row_group(0).num_columns();
+        assert!(RowGroup::new(&honest, 0, leaves, size).is_ok());
+
+        // Every chunk is the whole file, and there are more rows than its bytes can hold.
+        let rows = i64::try_from(size * ENTRIES_PER_BYTE + FEW_ENTRIES).expect("small");
+        let claims = |rows: i64| {
+            let whole = |chunk: &ColumnChunkMetaData| {
+                let chunk = chunk.clone().into_builder().set_data_page_offset(0).set_dictionary_page_offset(None);
+                chunk.set_total_compressed_size(data.len() as i64).build().expect("a chunk")
+            };
+            let group = honest.row_group(0);
+            let columns = group.columns().iter().map(whole).collect();
+            let group = group.clone().into_builder().set_num_rows(rows).set_column_metadata(columns).build().expect("a row group");
+            honest.clone().into_builder().set_row_groups(vec![group]).build()
+        };
+        assert!(RowGroup::new(&claims(rows), 0, leaves, size).is_ok());
+        let error = RowGroup::new(&claims(rows + 1), 0, leaves, size).expect_err("too many rows");
+        assert_eq!(error, format!("row group 0 claims {} rows", rows + 1));
     }
 }

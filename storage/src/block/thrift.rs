@@ -1,13 +1,16 @@
 //! The few Thrift structures that lie outside the footer: page headers and offset indexes, in the compact protocol.
 //!
-//! Both are written and read here because pages are; everything else of the footer is the `parquet` crate's.
+//! Both are written and read here because pages are; everything else of the footer is the `parquet` crate's. That crate allocates by the
+//! numbers of a schema and recurses as deep as a schema says, so the begin of a footer is looked at here first.
 
 use super::encoding::{varint, zigzag};
 
 const TRUE: u8 = 1;
 const FALSE: u8 = 2;
+const BYTE: u8 = 3;
 const I32: u8 = 5;
 const I64: u8 = 6;
+const BINARY: u8 = 8;
 const LIST: u8 = 9;
 const SET: u8 = 10;
 const STRUCT: u8 = 12;
@@ -248,6 +251,39 @@ pub(crate) fn offset_index(bytes: &[u8]) -> Result<Vec<PageLocation>, &'static s
     Ok(pages)
 }
 
+/// Elements of a schema: those of blocks have some hundred.
+const MAX_ELEMENTS: u64 = 4096;
+
+/// Groups within groups of a schema: those of blocks are 20 deep.
+const MAX_GROUPS: usize = 32;
+
+/// Bytes of a name in a schema. Every leaf's path repeats the names of its groups.
+const MAX_NAME: u64 = 128;
+
+/// Bytes that a row group takes in a footer, at least: those of one chunk.
+const ROW_GROUP_BYTES: u64 = 16;
+
+/// Looks at what decoding a footer will allocate and recurse by: its schema, and how many row groups it claims.
+///
+/// The fields up to the row groups have to be those that Parquet has, of the types that it gives them and in the order of their numbers, as
+/// all writers put them. Otherwise a decoder that does not look at types would see another schema than the one that was looked at.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_footer(bytes: &[u8]) -> Result<(), &'static str> {
+    let mut input = Input { bytes, at: 0 };
+    input.next_field(I32)?;
+    input.long()?; // Version.
+    input.next_field(LIST)?;
+    input.schema()?;
+    input.next_field(I64)?;
+    input.long()?; // Rows.
+    input.next_field(LIST)?;
+    let row_groups = input.list(STRUCT)?;
+    let left = (bytes.len() - input.at) as u64;
+    if row_groups > left / ROW_GROUP_BYTES { Err("claims more row groups than its bytes can describe") } else { Ok(()) }
+}
+
 struct Input<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -310,6 +346,67 @@ impl Input<'_> {
         }
     }
 
+    /// The head of the field whose number follows on that of the one before.
+    fn next_field(&mut self, kind: u8) -> Result<(), &'static str> {
+        if self.byte()? == 1 << 4 | kind { Ok(()) } else { Err("does not begin with version, schema, rows and row groups") }
+    }
+
+    /// Passes over a schema, which is a tree, depth first.
+    fn schema(&mut self) -> Result<(), &'static str> {
+        let count = self.list(STRUCT)?;
+        if count > MAX_ELEMENTS {
+            return Err("has a schema of too many elements");
+        }
+        // How many children every open group has yet to get.
+        let mut open: Vec<u64> = Vec::new();
+        for _ in 0..count {
+            let children = self.schema_element()?;
+            if children > count {
+                return Err("has a schema with more children than elements");
+            }
+            while open.pop_if(|missing| *missing == 0).is_some() {}
+            if let Some(missing) = open.last_mut() {
+                *missing -= 1;
+            }
+            if children > 0 {
+                open.push(children);
+            }
+            if open.len() > MAX_GROUPS {
+                return Err("has a schema nested too deeply");
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes over an element of a schema; how many children it has.
+    fn schema_element(&mut self) -> Result<u64, &'static str> {
+        const UNKNOWN: &str = "has a schema with a field that Parquet does not have";
+        let mut children = 0;
+        self.fields(|input, id, kind| match (id, kind) {
+            (1..=3 | 6..=9, I32) => input.long().map(drop),
+            (4, BINARY) => match input.varint()? {
+                length @ ..=MAX_NAME => input.skip_bytes(length),
+                _ => Err("has a schema with too long a name"),
+            },
+            (5, I32) => {
+                children = u64::try_from(input.long()?).map_err(|_| "has a schema with a negative number of children")?;
+                Ok(())
+            }
+            // Logical types: an integer has a width and a sign, the others of blocks have nothing.
+            (10, STRUCT) => input.fields(|input, id, kind| match (id, kind) {
+                (10, STRUCT) => input.fields(|input, id, kind| match (id, kind) {
+                    (1, BYTE) => input.skip_bytes(1),
+                    (2, TRUE | FALSE) => Ok(()),
+                    _ => Err(UNKNOWN),
+                }),
+                (_, STRUCT) => input.fields(|_, _, _| Err(UNKNOWN)),
+                _ => Err(UNKNOWN),
+            }),
+            _ => Err(UNKNOWN),
+        })?;
+        Ok(children)
+    }
+
     fn skip_bytes(&mut self, count: u64) -> Result<(), &'static str> {
         let left = (self.bytes.len() - self.at) as u64;
         if count > left {
@@ -325,10 +422,10 @@ impl Input<'_> {
         }
         match kind {
             TRUE | FALSE => Ok(()),
-            3 => self.skip_bytes(1),
+            BYTE => self.skip_bytes(1),
             4..=6 => self.varint().map(drop),
             7 => self.skip_bytes(8),
-            8 => {
+            BINARY => {
                 let length = self.varint()?;
                 self.skip_bytes(length)
             }

@@ -24,8 +24,10 @@
 //! | `pool` | the threads |
 //!
 //! Three row groups are under way at a time: one is fetched and planned, one encoded, one uploaded. What they hold is limited by
-//! [`Settings::memory_bytes`]: windows by their compressed bytes, row groups by those and by what their largest leaf takes in memory. A
-//! single row larger than that is taken as it is.
+//! [`Settings::memory_bytes`]: windows by their compressed bytes, row groups by those and by what their largest leaf takes in memory, and
+//! decoded dictionaries that wait for the next row group by their bytes. A single row larger than that is taken as it is. Beside the
+//! budget are the parts of the upload and, of inputs with large row groups, the dictionaries: a compressed one for every leaf, and the
+//! decoded ones of the leaf that each thread is at.
 //!
 //! Row groups are cut at about [`ROW_GROUP_BYTES`], far below Tempo's estimate, because a look-up reads the ids of one.
 
@@ -271,6 +273,7 @@ impl Written {
 
     /// Adds a row group.
     fn row_group(&mut self, ids: &[TraceId], chunks: Vec<super::pages::Chunk>) -> Result<(), BlockError> {
+        self.file.reserve(chunks.iter().map(|chunk| chunk.dictionary.len() + chunk.data.len()).sum());
         let added = self.file.row_group(ids.len(), chunks.into_iter().map(Ok));
         added.map_err(|error| self.column(&error))?;
         self.meta.total_objects += ids.len() as u64;

@@ -87,7 +87,7 @@ impl Crew {
     /// Runs `work` for every leaf, on all threads. The results are in the order of the leaves.
     ///
     /// # Errors
-    /// What `work` failed with first; the leaves that nobody has begun are left out then.
+    /// What `work` failed with; the leaves that nobody has begun are left out then.
     pub(super) fn for_leaves<T: Send + 'static>(
         &mut self,
         roles: &Roles,
