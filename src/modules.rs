@@ -160,7 +160,13 @@ pub(crate) async fn open_store(config: &Config, registry: &Registry, clock: &dyn
 /// Opens the bucket, to be read through the caches. One whose settings are wrong stops the start; one that doesn't answer is waited for.
 async fn open_bucket(app: &App) -> anyhow::Result<Store> {
     let store = open_store(&app.config, &app.registry, app.clock.as_ref()).await?.with_cache(start_cache(app)?);
-    tracing::info!("bucket opened");
+    match store.tenants().await {
+        Ok(tenants) => tracing::info!(bucket = %app.config.storage.backend, tenants = tenants.len(), "bucket opened"),
+        Err(error) if error.is_refusal() => {
+            return Err(error).with_context(|| format!("list the blocks of {}", app.config.storage.backend));
+        }
+        Err(error) => tracing::warn!(bucket = %app.config.storage.backend, error = block::chain(&error), "the bucket does not answer yet"),
+    }
     Ok(store)
 }
 

@@ -35,7 +35,8 @@ async fn blocks_of_another_process_are_found_and_deleted_ones_are_not() {
             (server.client().metric("tempodb_blocklist_length", &["single-tenant"]).await == 0.0).then_some(())
         })
         .await;
-        assert!(server.client().trace(id).await.is_none());
+        // A block that left without a successor is served for one poll more, as far as its bytes are cached.
+        eventually("the trace is gone", || async { server.client().trace(id).await.is_none().then_some(()) }).await;
         assert!(server.client().search("{ name = \"sell\" }", 10).await.is_empty());
     }
     assert!(!folder.join("index.pb.zst").exists());

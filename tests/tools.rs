@@ -158,7 +158,12 @@ fn good_blocks_verify_and_damaged_ones_are_named() {
 /// The spans of a trace without their ids, each with what its resource and scope say, in an order of their own.
 fn spans(trace: &Value) -> Vec<String> {
     fn sorted(attributes: &Value) -> Vec<String> {
-        let mut texts: Vec<_> = attributes.as_array().into_iter().flatten().map(Value::to_string).collect();
+        // 81 and 81.0 are the same double.
+        let text = |attribute: &Value| match attribute["value"]["doubleValue"].as_f64() {
+            Some(double) => format!("{} = {double}", attribute["key"]),
+            None => attribute.to_string(),
+        };
+        let mut texts: Vec<_> = attributes.as_array().into_iter().flatten().map(text).collect();
         texts.sort();
         texts
     }

@@ -26,7 +26,7 @@ mod settings;
 mod status;
 mod warnings;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 pub(crate) use cache::Cache;
 pub(crate) use compactor::Compactor;
@@ -138,6 +138,15 @@ pub(crate) enum Backend {
     Store(storage::backend::Settings),
     /// Nothing sensible was written.
     Unknown(String),
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(settings) => settings.fmt(f),
+            Self::Unknown(name) => f.write_str(name),
+        }
+    }
 }
 
 /// A column of its own for an attribute.
