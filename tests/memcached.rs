@@ -1,68 +1,16 @@
 //! A cache in memcached makes reads cheaper and nothing else: answers are the same with it, while it is dead or stopped, and after.
 
-use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
-};
+#[path = "../storage/src/cache/testing.rs"]
+mod process;
 
 use storage::id::TraceId;
 
+use self::process::Memcached;
 use crate::harness::{
     eventually,
     otlp::{body, span},
     server::{Config, Server},
 };
-
-/// A memcached of its own. Killed when dropped.
-struct Memcached {
-    address: SocketAddr,
-    process: Option<Child>,
-}
-
-impl Memcached {
-    /// `None`, with the reason printed, where memcached is not installed; where it must be, that is a failure.
-    async fn start() -> Option<Self> {
-        let installed = Command::new("memcached").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-        if !installed {
-            assert!(std::env::var_os("CI").is_none(), "memcached is not installed: apt-get install memcached");
-            eprintln!("skipped: memcached is not installed");
-            return None;
-        }
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let mut memcached = Self { address: listener.local_addr().expect("an address"), process: None };
-        drop(listener);
-        memcached.start_again().await;
-        Some(memcached)
-    }
-
-    async fn start_again(&mut self) {
-        let mut command = Command::new("memcached");
-        // It does not run as root without being told to.
-        command.args(["-l", "127.0.0.1", "-U", "0", "-u", "nobody", "-p", &self.address.port().to_string()]);
-        self.process = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("memcached starts"));
-        eventually("memcached listens", || async { TcpStream::connect(self.address).ok() }).await;
-    }
-
-    fn kill(&mut self) {
-        let mut process = self.process.take().expect("it runs");
-        process.kill().expect("a child can be killed");
-        process.wait().expect("a child can be waited for");
-    }
-
-    fn signal(&self, signal: &str) {
-        let process = self.process.as_ref().expect("it runs").id().to_string();
-        assert!(Command::new("kill").args([signal, &process]).status().expect("kill runs").success());
-    }
-}
-
-impl Drop for Memcached {
-    fn drop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-}
 
 fn id(n: u64) -> TraceId {
     TraceId((u128::from(n) << 64 | 0xcafe).to_be_bytes())
@@ -97,7 +45,7 @@ async fn restart(server: &mut Server) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_do_not_depend_on_memcached() {
-    let Some(mut memcached) = Memcached::start().await else { return };
+    let Some(mut memcached) = Memcached::start() else { return };
     let more = format!(
         "\
 cache:
@@ -152,7 +100,7 @@ cache:
     send(&server, 30..40).await;
     check(&server, 40, "without memcached, written to").await;
 
-    memcached.start_again().await;
+    memcached.start_again();
     restart(&mut server).await;
     check(&server, 40, "with an empty memcached").await;
     memcached.signal("-STOP");
@@ -191,7 +139,7 @@ async fn what_is_not_available_is_refused_by_name() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("config.yaml");
         let text = format!(
-            "server: {{http_listen_address: 127.0.0.1, http_listen_port: 0}}\nstorage: {{trace: {{backend: local, local: {{path: blocks}}, wal: {{path: wal}}}}}}\n{more}"
+            "server: {{http_listen_address: 127.0.0.1, http_listen_port: 0, grpc_listen_port: 0}}\nstorage: {{trace: {{backend: local, local: {{path: blocks}}, wal: {{path: wal}}}}}}\n{more}"
         );
         std::fs::write(&path, text).expect("the folder is writable");
         let output = crate::harness::server::run(dir.path(), &[&format!("-config.file={}", path.display())]);

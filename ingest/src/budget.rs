@@ -52,11 +52,6 @@ impl Budget {
         Ok(Self { bytes: Arc::new(Semaphore::new(total)), total, max_wait, in_flight, refused })
     }
 
-    /// Size of the whole budget.
-    pub(crate) fn total(&self) -> usize {
-        self.total
-    }
-
     /// An empty reservation, to be grown.
     pub(crate) fn open(&self) -> Reservation {
         Reservation { budget: self.clone(), held: None }
@@ -71,6 +66,11 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
+    /// Bytes that it can hold at most: the whole budget.
+    pub(crate) fn limit(&self) -> usize {
+        self.budget.total
+    }
+
     /// Bytes held.
     pub(crate) fn held(&self) -> usize {
         self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)

@@ -6,7 +6,14 @@ use bytes::Bytes;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, TracesData};
 use prost::Message as _;
 
-use crate::{jaeger, zipkin};
+use crate::{
+    budget::{Exhausted, Reservation},
+    jaeger, zipkin,
+};
+
+/// Bytes that a request takes while it is translated, per byte that came in: the least a span can be written with is some 30 bytes, and
+/// decoded and translated it is some 500.
+const GROWTH: usize = 16;
 
 /// How spans are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +47,15 @@ impl Malformed {
     }
 }
 
+/// Why a body was not translated.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Untranslated {
+    #[error(transparent)]
+    NoRoom(#[from] Exhausted),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+}
+
 impl Foreign {
     /// All of them.
     pub const ALL: [Self; 8] = [
@@ -70,5 +86,18 @@ impl Foreign {
             Self::ZipkinV2Protobuf => zipkin::of_v2_protobuf(body, parse_tags)?,
         };
         Ok(TracesData { resource_spans }.encode_to_vec().into())
+    }
+
+    /// The same, with what it takes reserved before.
+    pub(crate) async fn to_otlp_within(
+        self,
+        reservation: &mut Reservation,
+        body: &[u8],
+        now: Duration,
+        parse_tags: bool,
+    ) -> Result<Bytes, Untranslated> {
+        let wanted = body.len().saturating_mul(GROWTH).min(reservation.limit());
+        reservation.reach(wanted).await?;
+        Ok(self.to_otlp(body, now, parse_tags)?)
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     budget::{Budget, Reservation},
     compression::Encoding,
     distributor::{Distributor, Pushed, Refusal},
-    foreign::Foreign,
+    foreign::{Foreign, Untranslated},
     jaeger,
     metrics::{JAEGER, OTLP, ReceiverMetrics},
     server::{Drained, ServerSettings, Versions, serve},
@@ -200,16 +200,14 @@ impl Receiver {
         let message = match self.call {
             Call::Export => message,
             Call::PostSpans => {
-                let wanted = message.len().saturating_mul(jaeger::GROWTH).min(self.budget.total());
-                let room = reservation.reach(wanted).await.map_err(BodyError::from);
-                room.map_err(|error| Refused {
-                    status: error.status(self.distributor.retry_after(&tenant)),
-                    spans: 0,
-                    reason: error.reason(),
-                })?;
-                Foreign::JaegerProtobuf
-                    .to_otlp(&message, Duration::ZERO, false)
-                    .map_err(|error| Refused::new(Code::InvalidArgument, error.to_string(), "malformed"))?
+                let translated = Foreign::JaegerProtobuf.to_otlp_within(&mut reservation, &message, Duration::ZERO, false).await;
+                translated.map_err(|error| match error {
+                    Untranslated::NoRoom(error) => {
+                        let error = BodyError::from(error);
+                        Refused { status: error.status(self.distributor.retry_after(&tenant)), spans: 0, reason: error.reason() }
+                    }
+                    Untranslated::Malformed(error) => Refused::new(Code::InvalidArgument, error.to_string(), "malformed"),
+                })?
             }
         };
         self.distributor.push(&tenant, message).await.map_err(|error| {

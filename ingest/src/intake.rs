@@ -1,4 +1,5 @@
-//! The way of an HTTP request up to its decompressed body, the same for every receiver that speaks HTTP.
+//! The way of an HTTP request up to its decompressed body, the same for every receiver that speaks HTTP, and the answer of those that
+//! stand for a collector of Jaeger or Zipkin.
 //!
 //! ```text
 //!  content encoding ─► tenant ─► read within limit, deadline and budget ─► decompress within limit and budget
@@ -7,7 +8,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use storage::id::Tenant;
 
@@ -15,6 +17,7 @@ use crate::{
     body::{BodyError, BodyReader},
     budget::{Budget, Reservation},
     compression::Encoding,
+    metrics::ReceiverMetrics,
     tenant::{self, TenantError},
 };
 
@@ -85,4 +88,34 @@ pub(crate) async fn read(request: Request<Incoming>, bounds: Bounds, budget: &Bu
         Ok(body) => Ok(Received { tenant, body, reservation }),
         Err(error) => Err(IntakeError::Body { tenant, error }),
     }
+}
+
+/// A refusal: how it is answered and what is counted.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) status: StatusCode,
+    pub(crate) body: String,
+    pub(crate) spans: u64,
+    pub(crate) reason: &'static str,
+}
+
+/// Counts and answers what became of a request: how many spans were taken, with 202, or the refusal. The connection takes no other request.
+pub(crate) fn respond(metrics: &ReceiverMetrics, taken: Result<u64, Refused>) -> Response<Full<Bytes>> {
+    let mut response = match taken {
+        Ok(spans) => {
+            metrics.accepted(spans);
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = StatusCode::ACCEPTED;
+            response
+        }
+        Err(refused) => {
+            metrics.refused(refused.spans, refused.reason);
+            let mut response = Response::new(Full::new(Bytes::from(refused.body)));
+            *response.status_mut() = refused.status;
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            response
+        }
+    };
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }

@@ -2,19 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 
-use super::GROWTH;
 use crate::{
     body::BodyError,
     budget::Budget,
     distributor::Distributor,
-    foreign::Foreign,
-    intake::{self, Bounds, IntakeError, Received},
+    foreign::{Foreign, Untranslated},
+    intake::{self, Bounds, IntakeError, Received, Refused, respond},
     metrics::{JAEGER, ReceiverMetrics},
     server::{Drained, ServerSettings, Versions, serve},
 };
@@ -51,7 +48,7 @@ pub async fn jaeger_thrift_http(
     let receiver = Arc::new(Receiver { settings, distributor, budget, metrics });
     let handler = move |request| {
         let receiver = Arc::clone(&receiver);
-        async move { receiver.respond(request).await }
+        async move { respond(&receiver.metrics, receiver.take(request).await) }
     };
     serve(listener, "jaeger/thrift_http", Versions::Http1And2, &server, handler, shutdown).await
 }
@@ -63,47 +60,18 @@ struct Receiver {
     metrics: ReceiverMetrics,
 }
 
-/// A refusal: how it is answered and what is counted.
-struct Refused {
-    status: StatusCode,
-    message: String,
-    spans: u64,
-    reason: &'static str,
-}
-
-impl Refused {
-    fn new(status: StatusCode, message: String, reason: &'static str) -> Self {
-        Self { status, message, spans: 0, reason }
-    }
+/// A refusal with this message as its body.
+fn refused(status: StatusCode, message: impl std::fmt::Display, reason: &'static str) -> Refused {
+    Refused { status, body: format!("{message}\n"), spans: 0, reason }
 }
 
 impl Receiver {
-    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let mut response = match self.take(request).await {
-            Ok(spans) => {
-                self.metrics.accepted(spans);
-                let mut response = Response::new(Full::default());
-                *response.status_mut() = StatusCode::ACCEPTED;
-                response
-            }
-            Err(refused) => {
-                self.metrics.refused(refused.spans, refused.reason);
-                let mut response = Response::new(Full::new(Bytes::from(refused.message + "\n")));
-                *response.status_mut() = refused.status;
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-                response
-            }
-        };
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        response
-    }
-
     async fn take(&self, request: Request<Incoming>) -> Result<u64, Refused> {
         if request.uri().path() != PATH {
-            return Err(Refused::new(StatusCode::NOT_FOUND, "404 page not found".to_owned(), "not_found"));
+            return Err(refused(StatusCode::NOT_FOUND, "404 page not found", "not_found"));
         }
         if request.method() != Method::POST {
-            return Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed".to_owned(), "method_not_allowed"));
+            return Err(refused(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed", "method_not_allowed"));
         }
         check_content_type(request.headers().get(header::CONTENT_TYPE))?;
         let bounds = Bounds {
@@ -112,15 +80,17 @@ impl Receiver {
             multitenancy: self.settings.multitenancy,
         };
         let Received { tenant, body, mut reservation } = intake::read(request, bounds, &self.budget).await.map_err(|e| not_received(&e))?;
-        let wanted = body.len().saturating_mul(GROWTH).min(self.budget.total());
-        reservation.reach(wanted).await.map_err(|error| unreadable(&error.into()))?;
-        let request = Foreign::JaegerThrift
-            .to_otlp(&body, Duration::ZERO, false)
-            .map_err(|error| Refused::new(StatusCode::BAD_REQUEST, format!("Unable to process request body: {error}"), "malformed"))?;
+        let translated = Foreign::JaegerThrift.to_otlp_within(&mut reservation, &body, Duration::ZERO, false).await;
+        let request = translated.map_err(|error| match error {
+            Untranslated::NoRoom(error) => unreadable(&error.into()),
+            Untranslated::Malformed(error) => {
+                refused(StatusCode::BAD_REQUEST, format_args!("Unable to process request body: {error}"), "malformed")
+            }
+        })?;
         drop(body);
         let pushed = self.distributor.push(&tenant, request).await.map_err(|error| Refused {
             status: StatusCode::INTERNAL_SERVER_ERROR,
-            message: format!("Cannot submit Jaeger batch: {error}"),
+            body: format!("Cannot submit Jaeger batch: {error}\n"),
             spans: error.spans,
             reason: error.reason(),
         })?;
@@ -129,26 +99,26 @@ impl Receiver {
 }
 
 fn check_content_type(value: Option<&HeaderValue>) -> Result<(), Refused> {
-    let refused = |message: String| Refused::new(StatusCode::BAD_REQUEST, message, "unsupported_media_type");
+    let refused = |message: &str| refused(StatusCode::BAD_REQUEST, message, "unsupported_media_type");
     let text = value.and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
         "application/x-thrift" | "application/vnd.apache.thrift.binary" => Ok(()),
-        "" => Err(refused("Cannot parse content type: mime: no media type".to_owned())),
-        other => Err(refused(format!("Unsupported content type: {other}"))),
+        "" => Err(refused("Cannot parse content type: mime: no media type")),
+        other => Err(refused(&format!("Unsupported content type: {other}"))),
     }
 }
 
 fn unreadable(error: &BodyError) -> Refused {
-    Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("Unable to process request body: {error}"), error.reason())
+    refused(StatusCode::INTERNAL_SERVER_ERROR, format_args!("Unable to process request body: {error}"), error.reason())
 }
 
 fn not_received(error: &IntakeError) -> Refused {
     match error {
         IntakeError::Body { error, .. } => unreadable(error),
-        IntakeError::Encoding(_) => Refused::new(StatusCode::BAD_REQUEST, error.to_string(), error.reason()),
+        IntakeError::Encoding(_) => refused(StatusCode::BAD_REQUEST, error, error.reason()),
         IntakeError::Tenant(_) => {
-            Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("Cannot submit Jaeger batch: {error}"), error.reason())
+            refused(StatusCode::INTERNAL_SERVER_ERROR, format_args!("Cannot submit Jaeger batch: {error}"), error.reason())
         }
     }
 }

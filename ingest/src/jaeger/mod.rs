@@ -29,10 +29,6 @@ pub use self::{
 use crate::{foreign::Malformed, thrift::Protocol};
 pub(crate) use proto::POST_SPANS;
 
-/// Bytes that a request takes while it is translated, per byte that came in: the least a span can be written with is some 30 bytes, and
-/// decoded and translated it is some 500.
-pub(crate) const GROWTH: usize = 16;
-
 /// Why a datagram that is well-formed is not taken.
 const UNKNOWN_METHOD: &str = "not a call of emitBatch";
 

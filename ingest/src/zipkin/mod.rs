@@ -18,7 +18,7 @@ mod v2;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
@@ -29,16 +29,12 @@ pub(crate) use self::list::most_spans;
 use crate::{
     budget::Budget,
     distributor::Distributor,
-    foreign::{Foreign, Malformed},
-    intake::{self, Bounds, IntakeError, Received},
+    foreign::{Foreign, Malformed, Untranslated},
+    intake::{self, Bounds, IntakeError, Received, Refused, respond},
     metrics::{ReceiverMetrics, ZIPKIN},
     server::{Drained, ServerSettings, Versions, serve},
     status::Code,
 };
-
-/// Bytes that a request takes while it is translated, per byte that came in: the least a span can be written with is some 40 bytes, and
-/// decoded and translated it is some 600.
-const GROWTH: usize = 16;
 
 /// How the Zipkin receiver is set up.
 #[derive(Clone, Debug)]
@@ -70,8 +66,8 @@ pub async fn zipkin(
     shutdown: impl Future<Output = ()>,
 ) -> Drained {
     let server = settings.server.clone();
-    let metrics = Form::ALL.map(|form| distributor.receiver_metrics(ZIPKIN, form.transport()));
-    let receiver = Arc::new(Receiver { settings, distributor, budget, clock, metrics });
+    let forms = Forms::new(&distributor);
+    let receiver = Arc::new(Receiver { settings, distributor, budget, clock, forms });
     let handler = move |request| {
         let receiver = Arc::clone(&receiver);
         async move { receiver.respond(request).await }
@@ -79,43 +75,37 @@ pub async fn zipkin(
     serve(listener, "zipkin", Versions::Http1And2, &server, handler, shutdown).await
 }
 
-/// How the spans of a request are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    V1Thrift,
-    V1Json,
-    V2Json,
-    V2Proto,
+/// How the spans of a request are written, and what is counted of such requests.
+struct Form {
+    foreign: Foreign,
+    metrics: ReceiverMetrics,
 }
 
-impl Form {
-    const ALL: [Self; 4] = [Self::V1Thrift, Self::V1Json, Self::V2Json, Self::V2Proto];
+struct Forms {
+    v1_thrift: Form,
+    v1_json: Form,
+    v2_json: Form,
+    v2_proto: Form,
+}
 
-    fn of(path: &str, content_type: &str) -> Self {
+impl Forms {
+    fn new(distributor: &Distributor) -> Self {
+        let form = |foreign, transport| Form { foreign, metrics: distributor.receiver_metrics(ZIPKIN, transport) };
+        Self {
+            v1_thrift: form(Foreign::ZipkinV1Thrift, "http_v1_thrift"),
+            v1_json: form(Foreign::ZipkinV1Json, "http_v1_json"),
+            v2_json: form(Foreign::ZipkinV2Json, "http_v2_json"),
+            v2_proto: form(Foreign::ZipkinV2Protobuf, "http_v2_proto"),
+        }
+    }
+
+    fn of(&self, path: &str, content_type: &str) -> &Form {
         let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match (path.contains("api/v1/spans"), essence.as_str()) {
-            (true, "application/x-thrift") => Self::V1Thrift,
-            (true, _) => Self::V1Json,
-            (false, "application/x-protobuf") => Self::V2Proto,
-            (false, _) => Self::V2Json,
-        }
-    }
-
-    fn foreign(self) -> Foreign {
-        match self {
-            Self::V1Thrift => Foreign::ZipkinV1Thrift,
-            Self::V1Json => Foreign::ZipkinV1Json,
-            Self::V2Json => Foreign::ZipkinV2Json,
-            Self::V2Proto => Foreign::ZipkinV2Protobuf,
-        }
-    }
-
-    fn transport(self) -> &'static str {
-        match self {
-            Self::V1Thrift => "http_v1_thrift",
-            Self::V1Json => "http_v1_json",
-            Self::V2Json => "http_v2_json",
-            Self::V2Proto => "http_v2_proto",
+            (true, "application/x-thrift") => &self.v1_thrift,
+            (true, _) => &self.v1_json,
+            (false, "application/x-protobuf") => &self.v2_proto,
+            (false, _) => &self.v2_json,
         }
     }
 }
@@ -125,43 +115,17 @@ struct Receiver {
     distributor: Distributor,
     budget: Budget,
     clock: Arc<dyn Clock>,
-    /// In the order of [`Form::ALL`].
-    metrics: [ReceiverMetrics; 4],
-}
-
-/// A refusal: how it is answered and what is counted.
-struct Refused {
-    status: StatusCode,
-    body: String,
-    spans: u64,
-    reason: &'static str,
+    forms: Forms,
 }
 
 impl Receiver {
     async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let form = Form::of(request.uri().path(), content_type);
-        let metrics = &self.metrics[form as usize];
-        let mut response = match self.take(request, form).await {
-            Ok(spans) => {
-                metrics.accepted(spans);
-                let mut response = Response::new(Full::default());
-                *response.status_mut() = StatusCode::ACCEPTED;
-                response
-            }
-            Err(refused) => {
-                metrics.refused(refused.spans, refused.reason);
-                let mut response = Response::new(Full::new(Bytes::from(refused.body)));
-                *response.status_mut() = refused.status;
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-                response
-            }
-        };
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        response
+        let form = self.forms.of(request.uri().path(), content_type);
+        respond(&form.metrics, self.take(request, form.foreign).await)
     }
 
-    async fn take(&self, request: Request<Incoming>, form: Form) -> Result<u64, Refused> {
+    async fn take(&self, request: Request<Incoming>, form: Foreign) -> Result<u64, Refused> {
         let bounds = Bounds {
             max_body_bytes: self.settings.max_body_bytes,
             body_timeout: self.settings.server.body_timeout,
@@ -169,17 +133,12 @@ impl Receiver {
         };
         let received = intake::read(request, bounds, &self.budget).await.map_err(|error| not_received(&error))?;
         let Received { tenant, body, mut reservation } = received;
-        let wanted = body.len().saturating_mul(GROWTH).min(self.budget.total());
-        reservation
-            .reach(wanted)
-            .await
-            .map_err(|error| not_received(&IntakeError::Body { tenant: tenant.clone(), error: error.into() }))?;
-        let translated = form.foreign().to_otlp(&body, self.clock.now(), self.settings.parse_string_tags);
-        let request = translated.map_err(|error| Refused {
-            status: StatusCode::BAD_REQUEST,
-            body: error.to_string(),
-            spans: 0,
-            reason: "malformed",
+        let translated = form.to_otlp_within(&mut reservation, &body, self.clock.now(), self.settings.parse_string_tags).await;
+        let request = translated.map_err(|error| match error {
+            Untranslated::NoRoom(error) => not_received(&IntakeError::Body { tenant: tenant.clone(), error: error.into() }),
+            Untranslated::Malformed(error) => {
+                Refused { status: StatusCode::BAD_REQUEST, body: error.to_string(), spans: 0, reason: "malformed" }
+            }
         })?;
         drop(body);
         let pushed = self.distributor.push(&tenant, request).await.map_err(|error| {

@@ -5,6 +5,8 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
+use serde::Deserialize;
+
 /// A span of Zipkin's v2 model. Times are microseconds, 0 means that there is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Span {
@@ -39,6 +41,34 @@ pub(super) struct Endpoint {
     pub(super) ipv4: Option<Ipv4Addr>,
     pub(super) ipv6: Option<Ipv6Addr>,
     pub(super) port: u16,
+}
+
+/// An [`Endpoint`] in JSON, the same in v1 and v2.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct JsonEndpoint {
+    #[serde(default)]
+    service_name: Option<String>,
+    #[serde(default)]
+    ipv4: Option<String>,
+    #[serde(default)]
+    ipv6: Option<String>,
+    #[serde(default)]
+    port: Option<u16>,
+}
+
+impl JsonEndpoint {
+    pub(super) fn into_endpoint(self) -> Result<Endpoint, String> {
+        let written = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let ipv4 = written(self.ipv4).map(|text| text.parse::<Ipv4Addr>().map_err(|_| format!("\"{text}\" is not an IPv4 address")));
+        let ipv6 = written(self.ipv6).map(|text| text.parse::<Ipv6Addr>().map_err(|_| format!("\"{text}\" is not an IPv6 address")));
+        Ok(Endpoint {
+            service: self.service_name.unwrap_or_default(),
+            ipv4: ipv4.transpose()?,
+            ipv6: ipv6.transpose()?,
+            port: self.port.unwrap_or_default(),
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use thrift::protocol::TType;
 
 use super::{
     list,
-    model::{Endpoint, Malformed},
+    model::{Endpoint, JsonEndpoint, Malformed},
     translate::{attribute, guess, text},
 };
 use crate::thrift::{Input, Malformed as ThriftMalformed, Protocol};
@@ -96,19 +96,6 @@ struct JsonTag {
     endpoint: Option<JsonEndpoint>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct JsonEndpoint {
-    #[serde(default)]
-    service_name: Option<String>,
-    #[serde(default)]
-    ipv4: Option<String>,
-    #[serde(default)]
-    ipv6: Option<String>,
-    #[serde(default)]
-    port: Option<u16>,
-}
-
 /// Reads a JSON array of v1 spans. With `parse_tags`, tags whose text is a number or a boolean become one.
 pub(super) fn from_json(body: &[u8], parse_tags: bool) -> Result<Vec<Span>, Malformed> {
     let spans: Vec<JsonSpan> = list::from_json(body)?;
@@ -151,20 +138,6 @@ impl JsonSpan {
             duration: self.duration.unwrap_or_default(),
             annotations: self.annotations.unwrap_or_default().into_iter().map(annotation).collect::<Result<_, _>>()?,
             tags: self.binary_annotations.unwrap_or_default().into_iter().map(tag).collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-impl JsonEndpoint {
-    fn into_endpoint(self) -> Result<Endpoint, String> {
-        let written = |text: Option<String>| text.filter(|text| !text.is_empty());
-        let ipv4 = written(self.ipv4).map(|text| text.parse::<Ipv4Addr>().map_err(|_| format!("\"{text}\" is not an IPv4 address")));
-        let ipv6 = written(self.ipv6).map(|text| text.parse::<Ipv6Addr>().map_err(|_| format!("\"{text}\" is not an IPv6 address")));
-        Ok(Endpoint {
-            service: self.service_name.unwrap_or_default(),
-            ipv4: ipv4.transpose()?,
-            ipv6: ipv6.transpose()?,
-            port: self.port.unwrap_or_default(),
         })
     }
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{
     list,
-    model::{Annotation, Endpoint, Kind, Malformed, Span, span_id, trace_id},
+    model::{Annotation, Endpoint, JsonEndpoint, Kind, Malformed, Span, span_id, trace_id},
 };
 use crate::wire::count_field;
 
@@ -39,19 +39,6 @@ struct JsonSpan {
     annotations: Option<Vec<JsonAnnotation>>,
     #[serde(default)]
     tags: Option<BTreeMap<String, String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct JsonEndpoint {
-    #[serde(default)]
-    service_name: Option<String>,
-    #[serde(default)]
-    ipv4: Option<String>,
-    #[serde(default)]
-    ipv6: Option<String>,
-    #[serde(default)]
-    port: Option<u16>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -96,20 +83,6 @@ impl JsonSpan {
             remote: self.remote_endpoint.unwrap_or_default().into_endpoint().map_err(wrong("remoteEndpoint"))?,
             annotations: self.annotations.unwrap_or_default().into_iter().map(annotation).collect::<Result<_, _>>()?,
             tags: self.tags.unwrap_or_default(),
-        })
-    }
-}
-
-impl JsonEndpoint {
-    fn into_endpoint(self) -> Result<Endpoint, String> {
-        let written = |text: Option<String>| text.filter(|text| !text.is_empty());
-        let ipv4 = written(self.ipv4).map(|text| text.parse::<Ipv4Addr>().map_err(|_| format!("\"{text}\" is not an IPv4 address")));
-        let ipv6 = written(self.ipv6).map(|text| text.parse::<Ipv6Addr>().map_err(|_| format!("\"{text}\" is not an IPv6 address")));
-        Ok(Endpoint {
-            service: self.service_name.unwrap_or_default(),
-            ipv4: ipv4.transpose()?,
-            ipv6: ipv6.transpose()?,
-            port: self.port.unwrap_or_default(),
         })
     }
 }

@@ -49,6 +49,11 @@ impl Store {
         Self { cache: Some(cache), ..self }
     }
 
+    /// The cache that the bucket is read through.
+    pub fn cache(&self) -> Option<&Cache> {
+        self.cache.as_ref()
+    }
+
     /// A whole object of a block, from the cache if its role is cached. Of those who want it at the same time one fetches it.
     ///
     /// # Errors
@@ -133,79 +138,32 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    };
+    use std::sync::Arc;
 
-    use object_store::{
-        CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions,
-        PutPayload, PutResult, memory::InMemory, path::Path,
-    };
+    use object_store::{ObjectStore, memory::InMemory};
     use prometheus::Registry;
     use proptest::prelude::*;
 
     use super::*;
     use crate::{
+        backend::counting::Counting,
         block::Encoded,
         cache::{Settings, tests::meta},
         clock::SystemClock,
     };
 
-    /// Counts reads.
-    #[derive(Debug, Default)]
-    struct Counting {
-        objects: InMemory,
-        reads: AtomicUsize,
-    }
-
-    impl std::fmt::Display for Counting {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("counting")
-        }
-    }
-
-    #[async_trait::async_trait]
-    impl ObjectStore for Counting {
-        async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
-            self.objects.put_opts(path, payload, options).await
-        }
-        async fn put_multipart_opts(&self, path: &Path, options: PutMultipartOptions) -> object_store::Result<Box<dyn MultipartUpload>> {
-            self.objects.put_multipart_opts(path, options).await
-        }
-        async fn get_opts(&self, path: &Path, options: GetOptions) -> object_store::Result<GetResult> {
-            self.reads.fetch_add(1, Ordering::SeqCst);
-            self.objects.get_opts(path, options).await
-        }
-        fn delete_stream(
-            &self,
-            paths: futures::stream::BoxStream<'static, object_store::Result<Path>>,
-        ) -> futures::stream::BoxStream<'static, object_store::Result<Path>> {
-            self.objects.delete_stream(paths)
-        }
-        fn list(&self, prefix: Option<&Path>) -> futures::stream::BoxStream<'static, object_store::Result<ObjectMeta>> {
-            self.objects.list(prefix)
-        }
-        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
-            self.objects.list_with_delimiter(prefix).await
-        }
-        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
-            self.objects.copy_opts(from, to, options).await
-        }
-    }
-
     fn stores(settings: Settings) -> (Arc<Counting>, Store, Store) {
-        let counting = Arc::new(Counting::default());
+        let counting = Counting::new(Arc::new(InMemory::new()));
         let plain = Store::new(Arc::clone(&counting) as Arc<dyn ObjectStore>, "p");
         let cache = Cache::start(settings, Arc::new(SystemClock), &Registry::new()).expect("the settings are right");
         (counting, plain.clone(), plain.with_cache(cache))
     }
 
     /// The reads that something takes.
-    async fn reads<T>(counting: &Counting, of: impl Future<Output = T>) -> (usize, T) {
-        let before = counting.reads.load(Ordering::SeqCst);
+    async fn reads<T>(counting: &Counting, of: impl Future<Output = T>) -> (u64, T) {
+        let before = counting.counts().gets;
         let answer = of.await;
-        (counting.reads.load(Ordering::SeqCst) - before, answer)
+        (counting.counts().gets - before, answer)
     }
 
     /// A filter of one word.

@@ -75,10 +75,18 @@ impl Store {
     /// # Errors
     /// The bucket did not say.
     pub async fn exists(&self, tenant: &Tenant, block: BlockId, name: &str) -> Result<bool, StoreError> {
+        Ok(self.size(tenant, block, name).await?.is_some())
+    }
+
+    /// Bytes of an object of a block, if it is there.
+    ///
+    /// # Errors
+    /// The bucket did not say.
+    pub async fn size(&self, tenant: &Tenant, block: BlockId, name: &str) -> Result<Option<u64>, StoreError> {
         let path = self.object_path(tenant, block, name);
         match self.objects.head(&path).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Ok(object) => Ok(Some(object.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(refused("head", &path)(error)),
         }
     }

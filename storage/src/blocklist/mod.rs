@@ -61,6 +61,15 @@ pub struct Compacted {
     pub at: Option<i64>,
 }
 
+/// The blocks of a tenant as of one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Stages {
+    /// Newest first.
+    pub live: Arc<Vec<Arc<Meta>>>,
+    /// By id.
+    pub compacted: Arc<Vec<Compacted>>,
+}
+
 /// What a poll found below a tenant: folders as they are, in any order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Found {
@@ -167,6 +176,13 @@ impl Blocklist {
     /// The tenant's compacted blocks, by id.
     pub fn compacted(&self, tenant: &Tenant) -> Arc<Vec<Compacted>> {
         self.0.read().tenants.get(tenant).map(|blocks| Arc::clone(&blocks.compacted)).unwrap_or_default()
+    }
+
+    /// The tenant's live and compacted blocks as of one moment.
+    pub fn stages(&self, tenant: &Tenant) -> Stages {
+        let state = self.0.read();
+        let of = |blocks: &Blocks| Stages { live: Arc::clone(&blocks.live), compacted: Arc::clone(&blocks.compacted) };
+        state.tenants.get(tenant).map(of).unwrap_or_default()
     }
 
     /// The tenants that have blocks, live or compacted, sorted.

@@ -249,17 +249,26 @@ impl Poller {
 
     /// Polls until it succeeds, and says why it does not: without a first result, queries would silently miss blocks. A tenant that goes
     /// on failing holds the others up for some tries only.
-    pub async fn first_poll(&self, failed: impl Fn(&str)) {
+    ///
+    /// # Errors
+    /// The bucket refuses to list the tenants, which trying again would not change.
+    pub async fn first_poll(&self, failed: impl Fn(&str)) -> Result<(), StoreError> {
         let mut pause = FIRST_PAUSE;
         for tries in 1.. {
             let tolerated = if tries > STRICT_POLLS { self.settings.tolerate_tenant_failures } else { 0 };
-            let Err(error) = self.poll_tolerating(tolerated).await else { return };
+            let error = match self.poll_tolerating(tolerated).await {
+                Ok(_) => break,
+                // What a tenant's blocks or index say comes as the failure of that tenant.
+                Err(PollError::Store(refusal)) if refusal.is_refusal() => return Err(refusal),
+                Err(error) => error,
+            };
             let why = chain(&error);
             tracing::warn!(error = why, again_in = ?pause, "the bucket cannot be polled yet");
             failed(&why);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE).min(self.settings.interval);
         }
+        Ok(())
     }
 
     /// Polls from time to time, beginning with a pause, until `shutdown` ends. A poll under way is given up then.

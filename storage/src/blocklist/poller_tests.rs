@@ -251,7 +251,8 @@ async fn the_first_poll_waits_for_tenants_that_fail() {
         }
         builder.poll().await;
     };
-    tokio::join!(reader.poller.first_poll(|why| reasons.lock().push(why.to_owned())), repair);
+    let (polled, ()) = tokio::join!(reader.poller.first_poll(|why| reasons.lock().push(why.to_owned())), repair);
+    polled.expect("the bucket refuses nothing");
     assert_eq!(reader.blocks(&bucket.tenant), ids);
     assert!(reasons.lock()[0].contains("\"index.pb.zst\" of tenant \"a\" is broken"), "{reasons:?}");
 }
@@ -328,7 +329,7 @@ async fn polls_go_on_until_told_to_end() {
     let bucket = Bucket::new();
     let settings = Settings { interval: Duration::from_millis(5), jitter: Duration::from_millis(5), ..Settings::default() };
     let process = bucket.process(settings, Sole);
-    process.poller.first_poll(|why| panic!("{why}")).await;
+    process.poller.first_poll(|why| panic!("{why}")).await.expect("polled");
     bucket.publish(3).await;
     assert_eq!(process.list.blocks(&bucket.tenant).len(), 0);
     let seen = async {

@@ -1,25 +1,6 @@
 use super::*;
 
-pub(super) fn meta(tenant: &Tenant, end_time: i64) -> Meta {
-    Meta {
-        format: "vParquet4".to_owned(),
-        block_id: BlockId::new_v4(),
-        tenant_id: tenant.clone(),
-        start_time: 0,
-        end_time,
-        total_objects: 1,
-        size: 4,
-        compaction_level: 0,
-        index_page_size: 0,
-        total_records: 1,
-        bloom_shards: 1,
-        footer_size: 1,
-        dedicated_columns: Vec::new(),
-        replication_factor: 1,
-        compacted_from: Vec::new(),
-        created_at: None,
-    }
-}
+pub(super) use crate::block::fixtures::meta;
 
 /// A list of one tenant, whose blocks are numbers.
 struct List {

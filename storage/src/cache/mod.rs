@@ -33,6 +33,8 @@ mod memcached;
 mod metrics;
 mod settings;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 pub(crate) mod tests;
 
 /// Bookkeeping of an entry in the process: its place in the table and in the queue, and two allocations.

@@ -3,7 +3,6 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -11,104 +10,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::*;
+use super::{testing::Memcached, *};
 use crate::{
+    block::fixtures,
     clock::{ManualClock, SystemClock},
-    id::{BlockId, Tenant},
+    id::Tenant,
 };
 
 /// Far more than anything here needs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A memcached of its own for a test. Killed when dropped.
-struct Server {
-    address: SocketAddr,
-    process: Option<Child>,
-}
-
-impl Server {
-    /// `None`, with the reason printed, where memcached is not installed; where it must be, that is a failure.
-    fn start() -> Option<Self> {
-        let installed = Command::new("memcached").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-        if !installed {
-            assert!(std::env::var_os("CI").is_none(), "memcached is not installed: apt-get install memcached");
-            eprintln!("skipped: memcached is not installed");
-            return None;
-        }
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let mut server = Self { address: listener.local_addr().expect("an address"), process: None };
-        drop(listener);
-        server.start_again();
-        Some(server)
-    }
-
-    fn start_again(&mut self) {
-        let mut command = Command::new("memcached");
-        // It does not run as root without being told to.
-        command.args(["-l", "127.0.0.1", "-U", "0", "-u", "nobody", "-p", &self.address.port().to_string()]);
-        self.process = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("memcached starts"));
-        wait("memcached listens", || TcpStream::connect(self.address).is_ok());
-    }
-
-    fn kill(&mut self) {
-        let mut process = self.process.take().expect("it runs");
-        process.kill().expect("a child can be killed");
-        process.wait().expect("a child can be waited for");
-    }
-
-    fn signal(&self, signal: &str) {
-        let process = self.process.as_ref().expect("it runs").id().to_string();
-        assert!(Command::new("kill").args([signal, &process]).status().expect("kill runs").success());
-    }
-
-    /// What it answers to a line.
-    fn say(&self, line: &str) -> String {
-        let mut stream = TcpStream::connect(self.address).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-        stream.write_all(format!("{line}\r\nquit\r\n").as_bytes()).expect("it reads");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("it answers");
-        String::from_utf8_lossy(&answer).into_owned()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
+/// What a memcached answers to a line.
+fn say(server: &Memcached, line: &str) -> String {
+    let mut stream = TcpStream::connect(server.address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    stream.write_all(format!("{line}\r\nquit\r\n").as_bytes()).expect("it reads");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("it answers");
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 /// The description of a block.
 pub(crate) fn meta(start_time: i64, compaction_level: u32) -> Meta {
-    Meta {
-        format: "vParquet4".to_owned(),
-        block_id: BlockId::new_v4(),
-        tenant_id: Tenant::single(),
-        start_time,
-        end_time: start_time + 1,
-        total_objects: 1,
-        size: 4,
-        compaction_level,
-        index_page_size: 0,
-        total_records: 1,
-        bloom_shards: 1,
-        footer_size: 1,
-        dedicated_columns: Vec::new(),
-        replication_factor: 1,
-        compacted_from: Vec::new(),
-        created_at: None,
-    }
-}
-
-fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "gave up waiting: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    Meta { start_time, compaction_level, ..fixtures::meta(&Tenant::single(), start_time + 1) }
 }
 
 async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
@@ -177,7 +101,7 @@ fn binary(seed: usize, length: usize) -> Bytes {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn values_of_all_sizes_come_back_as_they_went() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = Memcached::start() else { return };
     let (cache, registry) = cache(MemcachedSettings { ttl: Duration::from_secs(48 * 3600), ..settings(&server.address) }).await;
     let keys: Vec<String> = (0..50).map(|n| format!("tenant!-_.*'():{}:data.parquet:{n}:{}", uuid::Uuid::nil(), n * 4111)).collect();
     let values: Vec<Bytes> = (0..50).map(|n| binary(n, n * 4111)).collect();
@@ -193,9 +117,9 @@ async fn values_of_all_sizes_come_back_as_they_went() {
     assert!(lookups(&registry, "parquet-page", "memcached") >= 27.0);
     assert!(lookups(&registry, "parquet-page", "none") >= 25.0);
     // The key is exactly that, the flags are 0, and the value expires.
-    let answer = server.say(&format!("gets {}", keys[2]));
+    let answer = say(&server, &format!("gets {}", keys[2]));
     assert!(answer.starts_with(&format!("VALUE {} 0 8222 ", keys[2])), "{answer:?}");
-    let ttl: u64 = server.say(&format!("mg {} t", keys[2])).trim().trim_start_matches("HD t").parse().expect("a time to live");
+    let ttl: u64 = say(&server, &format!("mg {} t", keys[2])).trim().trim_start_matches("HD t").parse().expect("a time to live");
     assert!((172_000..=172_800).contains(&ttl), "{ttl}");
     assert!(
         metric(
@@ -214,7 +138,7 @@ async fn values_of_all_sizes_come_back_as_they_went() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_memcached_cannot_take_is_dropped_and_counted() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = Memcached::start() else { return };
     let (cache, registry) = cache(MemcachedSettings { max_item_size: 2 << 20, queue_bytes: 8 << 20, ..settings(&server.address) }).await;
     let dropped =
         |reason: &str| metric(&registry, &format!("rubato_cache_dropped_writes_total{{name=\"bloom|parquet-page\",reason=\"{reason}\"}}"));
@@ -249,7 +173,7 @@ async fn what_memcached_cannot_take_is_dropped_and_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_writes_wait_than_are_allowed() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = Memcached::start() else { return };
     let (cache, registry) = cache(MemcachedSettings { queue_entries: 5, writers: 2, ..settings(&server.address) }).await;
     server.signal("-STOP");
     for n in 0..100 {
@@ -266,7 +190,7 @@ async fn no_more_writes_wait_than_are_allowed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn values_expire() {
-    let Some(server) = Server::start() else { return };
+    let Some(server) = Memcached::start() else { return };
     let (cache, _) = cache(MemcachedSettings { ttl: Duration::from_millis(900), ..settings(&server.address) }).await;
     put(&cache, Role::Bloom, "k", &Bytes::from_static(b"v")).await;
     eventually("the end of its time", || async { get(&cache, Role::Bloom, "k").await.is_none() }).await;
@@ -275,7 +199,7 @@ async fn values_expire() {
 /// Nothing fails while memcached is away, whichever way; then it is used again.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_stopped_and_started_again() {
-    let Some(mut server) = Server::start() else { return };
+    let Some(mut server) = Memcached::start() else { return };
     let (cache, registry) = cache(MemcachedSettings { timeout: Duration::from_secs(2), ..settings(&server.address) }).await;
     let open = || metric(&registry, "rubato_memcache_open_servers{name=\"bloom|parquet-page\"}");
     let skipped = || metric(&registry, "rubato_memcache_failed_lookups_total{name=\"bloom|parquet-page\",reason=\"circuit_open\"}");
@@ -317,7 +241,7 @@ async fn killed_stopped_and_started_again() {
 /// A server that is started anew while nobody looks costs nobody a hit: its old connections are tried once and replaced.
 #[tokio::test(flavor = "multi_thread")]
 async fn started_anew_unnoticed() {
-    let Some(mut server) = Server::start() else { return };
+    let Some(mut server) = Memcached::start() else { return };
     let (cache, registry) = cache(settings(&server.address)).await;
     put(&cache, Role::Bloom, "k", &Bytes::from_static(b"v")).await;
     server.kill();
@@ -332,7 +256,7 @@ async fn started_anew_unnoticed() {
 /// Both ways of placing keys use all servers, and losing one loses only its keys.
 #[tokio::test(flavor = "multi_thread")]
 async fn several_servers_share_the_keys() {
-    let (Some(first), Some(mut second)) = (Server::start(), Server::start()) else { return };
+    let (Some(first), Some(mut second)) = (Memcached::start(), Memcached::start()) else { return };
     for consistent_hash in [false, true] {
         let addresses = format!("{},dns+localhost:{}", first.address, second.address.port());
         let (cache, _) = cache(MemcachedSettings { consistent_hash, ..settings(&addresses) }).await;
@@ -342,7 +266,7 @@ async fn several_servers_share_the_keys() {
         }
         let found = cache.get(Role::Bloom, &keys).await;
         assert!(found.iter().zip(&keys).all(|(found, key)| found.as_deref() == Some(key.as_bytes())));
-        let of = |server: &Server| keys.iter().filter(|key| server.say(&format!("get {key}")).starts_with("VALUE")).count();
+        let of = |server: &Memcached| keys.iter().filter(|key| say(server, &format!("get {key}")).starts_with("VALUE")).count();
         let (in_first, in_second) = (of(&first), of(&second));
         assert!(in_first > 4 && in_second > 4 && in_first + in_second == 40, "{in_first} {in_second}");
         second.kill();

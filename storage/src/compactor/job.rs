@@ -135,9 +135,7 @@ impl Runner<'_> {
             self.ledger.decide(tenant, output, Decision::Abort).await?;
             return Ok(Outcome::Disowned);
         };
-        let mut merged = merged.map_err(|_| CompactError::Panic { output })??;
-        merged.meta.compacted_from.clone_from(&inputs);
-        merged.meta.created_at = Meta::created_at_of_all(metas.iter().map(Arc::as_ref));
+        let merged = merged.map_err(|_| CompactError::Panic { output })??;
         verify(self.store, &merged.meta).await?;
         let live = stream::iter(inputs.iter().map(|&input| is_live(self.store, tenant, input)).collect::<Vec<_>>());
         if !live.buffer_unordered(CONCURRENCY).try_all(std::future::ready).await? {

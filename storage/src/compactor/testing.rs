@@ -29,7 +29,7 @@ use super::{Compactor, Limits, Merge, Overrides, Settings};
 use crate::{
     backend::Store,
     block::{
-        BlockError, DATA, Meta,
+        BlockError, DATA, Meta, fixtures,
         merge::{self, Merged},
     },
     blocklist::{Blocklist, Found},
@@ -40,24 +40,8 @@ use crate::{
 
 /// A block of nothing.
 pub(super) fn meta() -> Meta {
-    Meta {
-        format: "vParquet4".to_owned(),
-        block_id: BlockId::nil(),
-        tenant_id: Tenant::single(),
-        start_time: Meta::NO_TIME,
-        end_time: Meta::NO_TIME,
-        total_objects: 0,
-        size: 0,
-        compaction_level: 0,
-        index_page_size: 0,
-        total_records: 1,
-        bloom_shards: 1,
-        footer_size: 0,
-        dedicated_columns: Vec::new(),
-        replication_factor: 1,
-        compacted_from: Vec::new(),
-        created_at: None,
-    }
+    let nothing = fixtures::meta(&Tenant::single(), Meta::NO_TIME);
+    Meta { block_id: BlockId::nil(), start_time: Meta::NO_TIME, total_objects: 0, size: 0, footer_size: 0, ..nothing }
 }
 
 /// `data.parquet` of a block in these tests: spans as numbers, and a tail as Parquet has it.
@@ -111,6 +95,8 @@ impl Merge for Union {
                 compaction_level: inputs.iter().map(|meta| meta.compaction_level).max().expect("inputs") + 1,
                 start_time: inputs.iter().map(|meta| meta.start_time).min().expect("inputs"),
                 end_time: inputs.iter().map(|meta| meta.end_time).max().expect("inputs"),
+                compacted_from: inputs.iter().map(|meta| meta.block_id).collect(),
+                created_at: Meta::created_at_of_all(inputs.iter().map(Arc::as_ref)),
                 ..meta()
             };
             write(store, &mut meta, &all).await.map_err(failed)?;

@@ -9,7 +9,7 @@ use object_store::{Error, ObjectStoreExt as _};
 
 use super::super::*;
 use crate::{
-    block::{Encoded, Meta},
+    block::{Encoded, Meta, fixtures},
     id::{BlockId, Tenant},
 };
 
@@ -38,24 +38,7 @@ pub(crate) fn tenant(name: &str) -> Tenant {
 }
 
 pub(crate) fn block(tenant: &Tenant, end_time: i64) -> Encoded {
-    let meta = Meta {
-        format: "vParquet4".to_owned(),
-        block_id: BlockId::new_v4(),
-        tenant_id: tenant.clone(),
-        start_time: 0,
-        end_time,
-        total_objects: 1,
-        size: 4,
-        compaction_level: 0,
-        index_page_size: 0,
-        total_records: 1,
-        bloom_shards: 2,
-        footer_size: 1,
-        dedicated_columns: Vec::new(),
-        replication_factor: 1,
-        compacted_from: Vec::new(),
-        created_at: None,
-    };
+    let meta = Meta { bloom_shards: 2, ..fixtures::meta(tenant, end_time) };
     let blooms = vec![Bytes::from_static(b"b0"), Bytes::from_static(b"b1")];
     Encoded { meta, data: Bytes::from_static(b"data"), blooms, index: Bytes::from_static(b"{}") }
 }

@@ -6,29 +6,12 @@ use object_store::{ObjectStoreExt as _, memory::InMemory};
 
 use super::super::*;
 use crate::{
-    block::{Encoded, Meta},
+    block::{Encoded, Meta, fixtures},
     blocklist::Blocklist,
 };
 
 fn meta(tenant: &Tenant, end_time: i64) -> Meta {
-    Meta {
-        format: "vParquet9".to_owned(),
-        block_id: BlockId::new_v4(),
-        tenant_id: tenant.clone(),
-        start_time: 0,
-        end_time,
-        total_objects: 1,
-        size: 4,
-        compaction_level: 0,
-        index_page_size: 0,
-        total_records: 1,
-        bloom_shards: 1,
-        footer_size: 1,
-        dedicated_columns: Vec::new(),
-        replication_factor: 1,
-        compacted_from: Vec::new(),
-        created_at: None,
-    }
+    Meta { format: "vParquet9".to_owned(), ..fixtures::meta(tenant, end_time) }
 }
 
 fn block(meta: Meta) -> Encoded {
