@@ -26,7 +26,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     id::{SpanKey, Tenant, TraceId},
-    otlp::{Slice, Walk, WireError},
+    otlp::{Slice, SpanEntry, Walk, WireError},
     wal::Position,
 };
 
@@ -35,6 +35,8 @@ use crate::{
 pub struct SpanRef {
     /// Identity inside the trace.
     pub key: SpanKey,
+    /// Start, Unix nanoseconds.
+    pub start_ns: u64,
     /// The `Resource` message; empty when the `ResourceSpans` has none.
     pub resource: Slice,
     /// The `InstrumentationScope` message; empty when the `ScopeSpans` has none.
@@ -92,7 +94,8 @@ impl Segment {
             })
             .collect();
         for (entry, group) in walk.spans.iter().zip(group_of) {
-            segments[group as usize].spans.push(SpanRef { key: entry.key, resource: entry.resource, scope: entry.scope, span: entry.span });
+            let SpanEntry { key, start_ns, resource, scope, span, .. } = *entry;
+            segments[group as usize].spans.push(SpanRef { key, start_ns, resource, scope, span });
         }
         segments
     }
@@ -160,7 +163,7 @@ impl Segment {
             };
             let resource = part(span.resource, previous.map(|(before, resource, _)| (before.resource, resource)));
             let scope = part(span.scope, previous.map(|(before, _, scope)| (before.scope, scope)));
-            spans.push(SpanRef { key: span.key, resource, scope, span: message });
+            spans.push(SpanRef { resource, scope, span: message, ..*span });
             previous = Some((span, resource, scope));
         }
         (body, spans)

@@ -10,15 +10,16 @@
 //!                             file::FileWriter ──finish──► the file
 //! ```
 //!
-//! Two things make this fast. Levels are kept and encoded once per list, whose leaves (17 for spans) then copy the bytes. And all leaves
-//! are cut into pages at the same rows, which is what makes that possible and gives readers one page per leaf for one row.
+//! Two things make this fast. Levels are kept and encoded once per list, whose leaves (17 for spans) then copy the bytes, and equal repetition
+//! levels are compressed once, whosever they are. And all leaves are cut into pages at the same rows, which is what makes that possible and
+//! gives readers one page per leaf for one row.
 
 use std::sync::Arc;
 
 use super::{
     file::{File, FileWriter},
     interner::Interner,
-    pages::{self, ChunkWriter, ColumnError, EncodedLevels, Press, write_levels},
+    pages::{self, ChunkWriter, ColumnError, EncodedLevels, Press, Shared, write_levels},
     schema::{Layout, List, Schema},
 };
 
@@ -54,8 +55,9 @@ struct Levels {
     list: List,
     /// `repetition << 4 | definition` of every entry.
     entries: Vec<u8>,
+    /// Which of the page's repetition levels are this list's.
+    repetition: usize,
     /// Encoded, with the length before it; of this page.
-    repetition: Vec<u8>,
     definition: Vec<u8>,
     /// Definition levels of an optional leaf that is always null: the same levels in a width that has room for one more.
     nulls: Vec<u8>,
@@ -129,6 +131,8 @@ pub(crate) struct Columns {
     schema: Arc<Schema>,
     pace: usize,
     levels: Vec<Levels>,
+    /// The different repetition levels of this page.
+    repetitions: Vec<Shared>,
     leaves: Vec<Values>,
     dictionaries: Vec<DictionaryLeaf>,
     texts: Vec<TextLeaf>,
@@ -166,12 +170,13 @@ impl Columns {
                 .map(|(position, list)| Levels {
                     list: list.clone(),
                     entries: Vec::new(),
-                    repetition: Vec::new(),
+                    repetition: 0,
                     definition: Vec::new(),
                     nulls: Vec::new(),
                     optional: schema.leaves.iter().any(|leaf| leaf.list == position && leaf.optional),
                 })
                 .collect(),
+            repetitions: Vec::new(),
             leaves: Vec::new(),
             dictionaries: Vec::new(),
             texts: Vec::new(),
@@ -387,8 +392,9 @@ impl Columns {
         if self.rows_in_page == 0 {
             return Ok(());
         }
+        self.repetitions.clear();
         for levels in &mut self.levels {
-            levels.encode(&mut self.scratch);
+            levels.encode(&mut self.scratch, &mut self.repetitions);
         }
         for position in 0..self.leaves.len() {
             self.flush_leaf(position)?;
@@ -440,7 +446,7 @@ impl Columns {
             levels.encode_present(present, &mut self.scratch, &mut self.present);
             &self.present
         };
-        let levels = EncodedLevels { repetition: &levels.repetition, definition };
+        let levels = EncodedLevels { repetition: &self.repetitions[levels.repetition], definition };
         self.chunks[position].page(info, &mut self.press, (self.rows_in_page, entries), levels, values, strings)?;
         match self.leaves[position] {
             Values::Dictionary(slot) => self.dictionaries[slot as usize].next_page(),
@@ -490,16 +496,21 @@ impl Columns {
 
 impl Levels {
     /// Encodes the levels of this page for the leaves to copy.
-    fn encode(&mut self, scratch: &mut Vec<u8>) {
-        self.repetition.clear();
+    fn encode(&mut self, scratch: &mut Vec<u8>, repetitions: &mut Vec<Shared>) {
         self.definition.clear();
         self.nulls.clear();
         let List { repetition, definition, .. } = self.list;
+        let mut encoded = Vec::new();
         if repetition > 0 {
             scratch.clear();
             scratch.extend(self.entries.iter().map(|entry| entry >> 4));
-            write_levels(scratch, repetition, &mut self.repetition);
+            write_levels(scratch, repetition, &mut encoded);
         }
+        let known = repetitions.iter().position(|known| known.bytes() == encoded);
+        self.repetition = known.unwrap_or_else(|| {
+            repetitions.push(Shared::new(encoded));
+            repetitions.len() - 1
+        });
         if definition > 0 {
             scratch.clear();
             scratch.extend(self.entries.iter().map(|entry| entry & 15));

@@ -30,9 +30,12 @@ pub(crate) const STATUS_CODE: &str = "http.status_code";
 
 /// What a dedicated column belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Scope {
+pub enum Scope {
+    /// Resources.
     Resource,
+    /// Spans.
     Span,
+    /// Events of spans.
     Event,
 }
 

@@ -1,4 +1,5 @@
-//! Blocks and traces that real releases of Tempo wrote, for the tests. Everything here says nothing when the folder is not there.
+//! Blocks and traces that real releases of Tempo wrote, for the tests, which say nothing when the folder is not there; and the description
+//! of a block for tests that need no more of one.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -7,7 +8,32 @@ use opentelemetry_proto::tonic::trace::v1::TracesData;
 use prost::Message as _;
 
 use super::{Format, Meta};
-use crate::backend::Store;
+use crate::{
+    backend::Store,
+    id::{BlockId, Tenant},
+};
+
+/// The description of some block of one trace.
+pub(crate) fn meta(tenant: &Tenant, end_time: i64) -> Meta {
+    Meta {
+        format: Format::V4.name().to_owned(),
+        block_id: BlockId::new_v4(),
+        tenant_id: tenant.clone(),
+        start_time: 0,
+        end_time,
+        total_objects: 1,
+        size: 4,
+        compaction_level: 0,
+        index_page_size: 0,
+        total_records: 1,
+        bloom_shards: 1,
+        footer_size: 1,
+        dedicated_columns: Vec::new(),
+        replication_factor: 1,
+        compacted_from: Vec::new(),
+        created_at: None,
+    }
+}
 
 /// The folder of the fixtures.
 pub(crate) fn root() -> Option<PathBuf> {

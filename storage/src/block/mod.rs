@@ -17,7 +17,7 @@
 //! | `encode`, `attributes`, `nested` | OTLP wire bytes to rows |
 //! | `column`, `decoding` | pages to arrays |
 //! | `footer`, `row_group`, `cover` | where the bytes of some rows lie, and in how many reads to fetch them |
-//! | `filters`, `reader` | what is read of a bucket, and when |
+//! | `filters`, `reader`, `chunks` | what is read of a bucket, and when |
 //! | `decode`, `leaf` | arrays to OTLP, row by row |
 //! | `merge`, `rewrite` | blocks to another block |
 //! | `inspect`, `verify` | what operators ask |
@@ -41,6 +41,7 @@
 
 mod attributes;
 mod bloom;
+pub mod chunks;
 pub mod column;
 mod columns;
 mod cover;
@@ -61,7 +62,7 @@ mod json;
 mod leaf;
 pub mod merge;
 mod meta;
-mod nested;
+pub mod nested;
 mod pages;
 mod reader;
 mod rewrite;
@@ -92,6 +93,7 @@ use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
 
 pub(crate) use self::{bloom::is_filter, meta::rfc3339, reader::DATA};
 pub use self::{
+    decode::{json_value, message_value, read_links},
     filters::Filters,
     format::{Format, UnknownFormat},
     inspect::ColumnFacts,
@@ -227,6 +229,11 @@ fn filters_and_index(settings: &Settings, encoding: &encode::Encoding) -> (Vec<B
 /// Unix seconds as RFC 3339 text in UTC, as it stands in `meta.json`.
 pub fn time_text(seconds: i64) -> String {
     rfc3339::format(seconds)
+}
+
+/// Unix seconds of RFC 3339 text, whose fraction is left out; nothing if it is something else.
+pub fn time_of_text(text: &str) -> Option<i64> {
+    rfc3339::parse(text)
 }
 
 /// An error and its causes in one line.

@@ -10,23 +10,26 @@
 
 /// What the numbering needs to know of a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Node {
+pub struct Node {
     /// First eight bytes of the span id, see [`key`].
-    pub(crate) id: u64,
+    pub id: u64,
     /// The same of the parent's id; none for a root.
-    pub(crate) parent: Option<u64>,
+    pub parent: Option<u64>,
     /// OTLP's kind.
-    pub(crate) kind: i32,
+    pub kind: i32,
 }
 
 /// The numbers of a span.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Nested {
-    pub(crate) left: i32,
-    pub(crate) right: i32,
-    pub(crate) parent: i32,
+pub struct Nested {
+    /// Where a depth-first walk enters it; 0 when no root reaches it.
+    pub left: i32,
+    /// Where the walk leaves it.
+    pub right: i32,
+    /// Left number of the parent; -1 for a root.
+    pub parent: i32,
     /// Spans that have this one as their parent, reached or not.
-    pub(crate) children: i32,
+    pub children: i32,
 }
 
 const SERVER: i32 = 2;
@@ -34,7 +37,7 @@ const CLIENT: i32 = 3;
 const NONE: u32 = u32::MAX;
 
 /// The first eight bytes of a span id, padded with zeros, in their order.
-pub(crate) fn key(id: &[u8]) -> u64 {
+pub fn key(id: &[u8]) -> u64 {
     if let Some(id) = id.first_chunk::<8>() {
         return u64::from_be_bytes(*id);
     }
@@ -45,7 +48,7 @@ pub(crate) fn key(id: &[u8]) -> u64 {
 
 /// Buffers of [`Numbering::number`], reused from trace to trace.
 #[derive(Debug, Default)]
-pub(crate) struct Numbering {
+pub struct Numbering {
     by_id: Vec<(u64, u32)>,
     parents: Vec<u32>,
     first_child: Vec<u32>,
@@ -54,7 +57,7 @@ pub(crate) struct Numbering {
 
 impl Numbering {
     /// Numbers the spans of one trace, given in row order. `out` gets one entry per span.
-    pub(crate) fn number(&mut self, nodes: &[Node], out: &mut Vec<Nested>) {
+    pub fn number(&mut self, nodes: &[Node], out: &mut Vec<Nested>) {
         out.clear();
         out.resize(nodes.len(), Nested::default());
         self.by_id.clear();

@@ -10,8 +10,18 @@
 //! Chunks do not know of each other and may be written on as many threads as there are [`Press`]es.
 //!
 //! Invariants (block-format.md §6.2): a chunk is dictionary-encoded throughout or not at all; booleans and nothing else are bit-packed
-//! PLAIN; integers have no dictionary. Data pages are version 1, whose levels are compressed together with the values: half of a trace's
-//! bytes are levels. A chunk is compressed or not as a whole, which is what Parquet can say.
+//! PLAIN; integers have no dictionary. Data pages are version 1, whose levels are compressed with the values: before compression half of a
+//! trace's bytes are levels. A chunk is compressed or not as a whole, which is what Parquet can say.
+//!
+//! A compressed page is one or two zstd frames, which are one stream of bytes to every reader: repetition levels, which many leaves have in
+//! common, are a frame of their own, made once for all of those leaves and therefore with more effort.
+//!
+//! ```text
+//!  frame of the repetition levels │ frame of definition levels and values
+//!  the same bytes in many leaves  │ this leaf's
+//! ```
+
+use std::sync::OnceLock;
 
 use parquet::{
     basic::{Encoding, Type as Physical},
@@ -31,8 +41,14 @@ const SMALL_PAGE: usize = 64;
 /// Speed over size: what higher levels win is below two bytes of a hundred, and at level 6 they cost half of the speed.
 pub(crate) const ZSTD_LEVEL: i32 = 1;
 
-/// For values that are plain or have a large dictionary, which repeat in longer sequences.
+/// For values that have a large dictionary, which repeat in longer sequences.
 const SEQUENCES_ZSTD_LEVEL: i32 = 3;
+
+/// For repetition levels: a fifth smaller than with the lowest level, for four times the work of one of the leaves that share them.
+const SHARED_ZSTD_LEVEL: i32 = 6;
+
+/// Bytes from which repetition levels are a frame of their own: a frame has some eleven that say nothing.
+const SHARED_BYTES: usize = 64;
 
 /// Of a hundred bytes, those that compression must win on the first page that is not small, for the chunk to be compressed.
 const WORTH_PERCENT: usize = 2;
@@ -42,6 +58,9 @@ const SAMPLE: usize = 4096;
 
 /// Codes of at least one bit take whole bytes while they fit into one: bytes that stand for a string each compress better.
 const CODE_BITS: u32 = 8;
+
+/// The same for those that fit into two.
+const WIDE_CODE_BITS: u32 = 16;
 
 /// Why columns cannot become a file.
 #[derive(Debug, thiserror::Error)]
@@ -80,8 +99,27 @@ pub(crate) enum Values<'a> {
 /// Levels of a page as they stand in it: each encoded with its length before it, or empty when there can be only one level.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EncodedLevels<'a> {
-    pub(crate) repetition: &'a [u8],
+    pub(crate) repetition: &'a Shared,
     pub(crate) definition: &'a [u8],
+}
+
+/// Bytes with which pages of several leaves begin, compressed when the first of them needs it.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    bytes: Vec<u8>,
+    frame: OnceLock<Vec<u8>>,
+}
+
+impl Shared {
+    /// Not compressed yet.
+    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, frame: OnceLock::new() }
+    }
+
+    /// The bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Compressor and buffers: what a thread that writes chunks needs.
@@ -89,6 +127,8 @@ pub(crate) struct Press {
     compressor: zstd::bulk::Compressor<'static>,
     page: Vec<u8>,
     compressed: Vec<u8>,
+    /// A page: its shared frame and its own.
+    stored: Vec<u8>,
 }
 
 impl std::fmt::Debug for Press {
@@ -103,15 +143,33 @@ impl Press {
     /// # Errors
     /// The compressor has no memory.
     pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, page: Vec::new(), compressed: Vec::new() })
+        Ok(Self { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, page: Vec::new(), compressed: Vec::new(), stored: Vec::new() })
     }
 
-    fn compress(&mut self, kind: PageKind, body: &[u8]) -> Result<&[u8], PageError> {
+    fn compress(&mut self, level: i32, body: &[u8]) -> Result<&[u8], PageError> {
         self.compressed.clear();
         self.compressed.reserve(zstd::zstd_safe::compress_bound(body.len()));
-        self.compressor.set_compression_level(kind.level).map_err(PageError::Compression)?;
+        self.compressor.set_compression_level(level).map_err(PageError::Compression)?;
         self.compressor.compress_to_buffer(body, &mut self.compressed).map_err(PageError::Compression)?;
         Ok(&self.compressed)
+    }
+
+    /// Compresses a page that begins with `shared`.
+    fn compress_page(&mut self, level: i32, shared: &Shared, body: &[u8]) -> Result<&[u8], PageError> {
+        if shared.bytes.len() < SHARED_BYTES {
+            return self.compress(level, body);
+        }
+        self.stored.clear();
+        match shared.frame.get() {
+            Some(frame) => self.stored.extend_from_slice(frame),
+            None => {
+                let frame = self.compress(SHARED_ZSTD_LEVEL, &shared.bytes)?.to_vec();
+                self.stored.extend_from_slice(shared.frame.get_or_init(|| frame));
+            }
+        }
+        self.compress(level, &body[shared.bytes.len()..])?;
+        self.stored.extend_from_slice(&self.compressed);
+        Ok(&self.stored)
     }
 }
 
@@ -191,16 +249,16 @@ impl ChunkWriter {
     ) -> Result<(), ColumnError> {
         let mut page = std::mem::take(&mut press.page);
         page.clear();
-        page.extend_from_slice(levels.repetition);
+        page.extend_from_slice(&levels.repetition.bytes);
         page.extend_from_slice(levels.definition);
         let encoding = encode(leaf, values, strings, &mut page);
         if leaf.bounds {
             self.widen(values);
         }
         self.entries += entries;
-        let level = if strings >> CODE_BITS > 0 || leaf.layout == Layout::Plain { SEQUENCES_ZSTD_LEVEL } else { ZSTD_LEVEL };
+        let level = if strings >> CODE_BITS > 0 { SEQUENCES_ZSTD_LEVEL } else { ZSTD_LEVEL };
         let kind = PageKind { dictionary: false, values: entries, encoding, level };
-        let written = self.write(leaf, kind, &page, press).map_err(|error| error.of(&leaf.name));
+        let written = self.write(leaf, kind, levels.repetition, &page, press).map_err(|error| error.of(&leaf.name));
         press.page = page;
         self.pages.push(Page { rows, ..written? });
         Ok(())
@@ -238,16 +296,16 @@ impl ChunkWriter {
     }
 
     /// Appends a data page, and decides whether the chunk is compressed when this is the first page from which that can be told.
-    fn write(&mut self, leaf: &Leaf, kind: PageKind, body: &[u8], press: &mut Press) -> Result<Page, PageError> {
+    fn write(&mut self, leaf: &Leaf, kind: PageKind, shared: &Shared, body: &[u8], press: &mut Press) -> Result<Page, PageError> {
         match self.codec {
             Codec::Undecided if body.len() <= SMALL_PAGE => write_page(kind, body, body, &mut self.data),
             Codec::Plain => write_page(kind, body, body, &mut self.data),
             Codec::Zstd => {
-                let compressed = press.compress(kind, body)?;
+                let compressed = press.compress_page(kind.level, shared, body)?;
                 write_page(kind, body, compressed, &mut self.data)
             }
             Codec::Undecided => {
-                let compressed = press.compress(kind, body)?.to_vec();
+                let compressed = press.compress_page(kind.level, shared, body)?.to_vec();
                 let won = body.len().saturating_sub(compressed.len());
                 // A dictionary has yet to come.
                 if won * 100 < body.len() * WORTH_PERCENT && body.len() >= SAMPLE && leaf.layout != Layout::Dictionary {
@@ -268,7 +326,7 @@ impl ChunkWriter {
         for page in &mut self.pages {
             let body = &plain[at + page.header..at + page.length];
             at += page.length;
-            let compressed = press.compress(page.kind, body)?;
+            let compressed = press.compress(page.kind.level, body)?;
             *page = Page { rows: page.rows, ..write_page(page.kind, body, compressed, &mut self.data)? };
         }
         Ok(())
@@ -291,7 +349,7 @@ impl ChunkWriter {
                 self.compress_what_is_there(press).map_err(|error| error.of(&leaf.name))?;
             }
             let kind = PageKind { dictionary: true, values: strings.len(), encoding: Encoding::PLAIN, level: ZSTD_LEVEL };
-            let stored = if self.codec == Codec::Zstd { press.compress(kind, &body) } else { Ok(body.as_slice()) };
+            let stored = if self.codec == Codec::Zstd { press.compress(kind.level, &body) } else { Ok(body.as_slice()) };
             let written = stored.and_then(|stored| write_page(kind, &body, stored, &mut page)).map_err(|error| error.of(&leaf.name));
             press.page = body;
             raw += written?.raw;
@@ -360,6 +418,7 @@ pub(crate) fn chunk(
         let values = part(column.values, value, count, &mut byte).ok_or_else(|| shape("too few values"))?;
         entry = end;
         value += count;
+        let repetition = Shared::new(repetition.clone());
         let levels = EncodedLevels { repetition: &repetition, definition: &definition };
         writer.page(leaf, press, (rows, entries), levels, values, column.dictionary.map_or(0, Interner::len))?;
     }
@@ -434,7 +493,11 @@ fn encode(leaf: &Leaf, values: Values<'_>, strings: usize, page: &mut Vec<u8>) -
     match values {
         Values::Codes(codes) => {
             let needed = encoding::width_of((strings as u64).saturating_sub(1));
-            let width = if needed == 0 { 0 } else { needed.max(CODE_BITS) };
+            let width = match needed {
+                1..=CODE_BITS => CODE_BITS,
+                9..=WIDE_CODE_BITS => WIDE_CODE_BITS,
+                other => other,
+            };
             page.push(width as u8);
             encoding::hybrid(codes, width, page);
         }

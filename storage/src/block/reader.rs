@@ -294,7 +294,7 @@ impl Reader {
     }
 
     /// Checks numbers of leaves.
-    fn known(&self, leaves: &[usize]) -> Result<Vec<usize>, BlockError> {
+    pub(super) fn known(&self, leaves: &[usize]) -> Result<Vec<usize>, BlockError> {
         match leaves.iter().find(|&&leaf| leaf >= self.layout.leaves()) {
             Some(leaf) => Err(self.corrupt(format!("it has no leaf {leaf}"))),
             None => Ok(leaves.to_vec()),
@@ -311,7 +311,7 @@ impl Reader {
         self.fetch(&ranges).await
     }
 
-    async fn fetch(&self, ranges: &[(Role, Range<u64>)]) -> Result<Parts, BlockError> {
+    pub(super) async fn fetch(&self, ranges: &[(Role, Range<u64>)]) -> Result<Parts, BlockError> {
         fetch(&self.store, &self.meta, ranges).await
     }
 
@@ -361,12 +361,15 @@ impl Reader {
         Ok(ids.filter(|ids| ids.len() == self.row_groups()))
     }
 
-    fn corrupt(&self, what: impl Into<String>) -> BlockError {
+    pub(super) fn corrupt(&self, what: impl Into<String>) -> BlockError {
         corrupt(&self.meta, what)
     }
 
     /// Runs CPU-bound work where it holds nobody up.
-    async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T, Wrong> + Send + 'static) -> Result<T, BlockError> {
+    pub(super) async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Wrong> + Send + 'static,
+    ) -> Result<T, BlockError> {
         let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|_| self.corrupt("its decoder panicked"))?.map_err(|what| self.corrupt(what))
     }
@@ -492,6 +495,15 @@ pub(super) fn failed(meta: &Meta, source: StoreError) -> BlockError {
     BlockError::Store { block: meta.block_id, tenant: meta.tenant_id.clone(), source: Box::new(source) }
 }
 
+pub(super) const SHORT: &str = "data.parquet is shorter than meta.json says";
+
+/// The error of a read that the bucket refused. Each bucket has its own words for a range behind the end of an object, so its size says
+/// whether it was that, which trying again does not change.
+pub(super) async fn failed_or_short(store: &Store, meta: &Meta, source: StoreError) -> BlockError {
+    let there = if source.is_not_found() { None } else { store.size(&meta.tenant_id, meta.block_id, DATA).await.ok().flatten() };
+    if there.is_some_and(|size| size < meta.size) { corrupt(meta, SHORT) } else { failed(meta, source) }
+}
+
 /// The footer with its length and magic. Metas of the first releases do not say how long it is.
 async fn footer_bytes(store: &Store, meta: &Meta) -> Result<Bytes, BlockError> {
     let one = async |start: u64| {
@@ -514,11 +526,14 @@ async fn footer_bytes(store: &Store, meta: &Meta) -> Result<Bytes, BlockError> {
 
 /// Ranges of the Parquet file.
 async fn fetch(store: &Store, meta: &Meta, ranges: &[(Role, Range<u64>)]) -> Result<Parts, BlockError> {
-    let bytes = store.read_ranges(&meta.tenant_id, meta.block_id, DATA, ranges).await.map_err(|source| failed(meta, source))?;
+    let bytes = match store.read_ranges(&meta.tenant_id, meta.block_id, DATA, ranges).await {
+        Ok(bytes) => bytes,
+        Err(source) => return Err(failed_or_short(store, meta, source).await),
+    };
     let complete =
         bytes.len() == ranges.len() && bytes.iter().zip(ranges).all(|(bytes, (_, range))| bytes.len() as u64 == range.end - range.start);
     if !complete {
-        return Err(corrupt(meta, "data.parquet is shorter than meta.json says"));
+        return Err(corrupt(meta, SHORT));
     }
     Ok(Parts::new(ranges.iter().map(|(_, range)| range.start).zip(bytes).collect()))
 }

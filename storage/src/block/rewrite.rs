@@ -154,7 +154,8 @@ fn segments(tenant: &Tenant, trace: &Trace) -> Option<TraceSegments> {
             let scope = append(&mut body, scope_spans.scope.as_ref())?;
             for span in &scope_spans.spans {
                 let key = SpanKey { span_id: nested::key(&span.span_id), kind: span.kind };
-                spans.push(SpanRef { key, resource, scope, span: append(&mut body, Some(span))? });
+                let start_ns = span.start_time_unix_nano;
+                spans.push(SpanRef { key, start_ns, resource, scope, span: append(&mut body, Some(span))? });
             }
         }
     }

@@ -48,7 +48,13 @@ pub(super) fn segments_of(traces: &TracesData) -> Vec<Segment> {
             for span in &scope_spans.spans {
                 let id = TraceId(span.trace_id.as_slice().try_into().expect("16 bytes"));
                 let key = SpanKey { span_id: nested::key(&span.span_id), kind: span.kind };
-                spans.entry(id).or_default().push(SpanRef { key, resource, scope, span: append(span.encode_to_vec()) });
+                spans.entry(id).or_default().push(SpanRef {
+                    key,
+                    start_ns: span.start_time_unix_nano,
+                    resource,
+                    scope,
+                    span: append(span.encode_to_vec()),
+                });
             }
         }
     }

@@ -138,3 +138,25 @@ async fn whole_blocks_of_tempo_have_no_errors() {
         assert!(errors.is_empty(), "{errors:?}");
     }
 }
+
+/// A file whose end is missing is as wrong tomorrow: a bucket that has nothing where the footer should be has not failed.
+#[tokio::test]
+async fn a_file_without_its_end_is_corrupt() {
+    let requests = crate::synthetic::requests(3, 20);
+    let encoded = encode(&Settings::default(), &Tenant::single(), BlockId::nil(), &tests::synthetic(&requests)).expect("encode");
+    let meta = Arc::new(encoded.meta.clone());
+    let folder = tempfile::tempdir().expect("a folder");
+    let local = object_store::local::LocalFileSystem::new_with_prefix(folder.path()).expect("a folder");
+    for objects in [Arc::new(InMemory::new()) as Arc<dyn ObjectStore>, Arc::new(local)] {
+        let store = Store::new(objects, "");
+        for length in [0, 1, encoded.data.len() / 2, encoded.data.len() - 1] {
+            let data = encoded.data.slice(..length);
+            store.put_named(&meta.tenant_id, meta.block_id, DATA, data).await.expect("put");
+            let error = Reader::open(&store, Arc::clone(&meta)).await.expect_err("its end is missing");
+            assert!(matches!(&error, BlockError::Corrupt { what, .. } if what.contains("shorter")), "{length} bytes: {error}");
+        }
+        let nothing = Arc::new(Meta { block_id: BlockId::from_u128(1), ..Meta::clone(&meta) });
+        let error = Reader::open(&store, nothing).await.expect_err("it is not there");
+        assert!(matches!(&error, BlockError::Store { source, .. } if source.is_not_found()), "{error}");
+    }
+}

@@ -71,7 +71,7 @@ impl Strings {
     ///
     /// # Errors
     /// All strings together would have 4 GiB.
-    pub(crate) fn push(&mut self, string: &[u8]) -> Result<(), Wrong> {
+    pub fn push(&mut self, string: &[u8]) -> Result<(), Wrong> {
         self.bytes.extend_from_slice(string);
         let end = u32::try_from(self.bytes.len()).map_err(|_| "its strings are longer than 4 GiB".to_owned())?;
         self.ends.push(end);

@@ -171,6 +171,14 @@ fn a_bool(leaf: &mut Leaf) -> Result<Option<Any>, Wrong> {
     Ok(leaf.bool()?.map(Any::BoolValue))
 }
 
+/// An `AnyValue` as JSON, as leaves have it.
+///
+/// # Errors
+/// The bytes are none.
+pub fn json_value(bytes: &[u8]) -> Result<AnyValue, Wrong> {
+    json::read(bytes)
+}
+
 /// The value of a leaf of JSON. Release 3.0 writes an empty text where there is none.
 #[inline]
 fn some_json(leaf: &mut Leaf) -> Result<Option<AnyValue>, Wrong> {
@@ -178,7 +186,10 @@ fn some_json(leaf: &mut Leaf) -> Result<Option<AnyValue>, Wrong> {
 }
 
 /// An `AnyValue` as a message, or as JSON, which early releases wrote. No message begins with a brace: there is no field 15.
-fn message(bytes: &[u8]) -> Result<AnyValue, Wrong> {
+///
+/// # Errors
+/// The bytes are neither.
+pub fn message(bytes: &[u8]) -> Result<AnyValue, Wrong> {
     if bytes.first() == Some(&b'{') {
         return json::read(bytes);
     }

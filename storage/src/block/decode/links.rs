@@ -15,7 +15,7 @@ const LINK: u32 = 1;
 ///
 /// # Errors
 /// The bytes are not such a message.
-pub(super) fn read(message: &[u8]) -> Result<Vec<Link>, Wrong> {
+pub fn read(message: &[u8]) -> Result<Vec<Link>, Wrong> {
     let mut links = Vec::new();
     for field in Fields::new(message) {
         let field = field.map_err(|error| format!("links: {error}"))?;

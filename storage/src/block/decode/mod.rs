@@ -31,6 +31,10 @@ mod links;
 use std::{ops::Range, sync::Arc};
 
 pub(super) use self::layout::Layout;
+pub use self::{
+    attributes::{json_value, message as message_value},
+    links::read as read_links,
+};
 use super::{
     Trace,
     leaf::{Leaf, Wrong, trace_id},

@@ -11,13 +11,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{EncodeError, Encoder};
-use crate::{
-    block::TraceSegments,
-    otlp::{
-        Slice, WireError,
-        wire::{Fields, Value as Wire},
-    },
-};
+use crate::{block::TraceSegments, otlp::Slice};
 
 /// How the spans of a trace are put in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +55,7 @@ pub(super) fn collect(trace: &TraceSegments, order: Order) -> Result<Vec<Entry<'
         for span in &segment.spans {
             let bytes = span.span.of(&segment.body).ok_or(EncodeError::Outside(id))?;
             entries.push(Entry {
-                start: start_of(bytes).map_err(|source| EncodeError::Wire { id, source })?,
+                start: span.start_ns,
                 span_id: span.key.span_id,
                 kind: span.key.kind,
                 segment: index as u32,
@@ -131,19 +125,6 @@ impl Encoder {
         self.places = places;
         Ok(())
     }
-}
-
-/// Start of a span. The last one counts if there are several.
-#[inline]
-fn start_of(span: &[u8]) -> Result<u64, WireError> {
-    let mut start = 0;
-    for field in Fields::new(span) {
-        let field = field?;
-        if let (7, Wire::Fixed64(value)) = (field.number, field.value) {
-            start = value;
-        }
-    }
-    Ok(start)
 }
 
 /// Keeps the first of the spans with one id and kind.

@@ -19,7 +19,7 @@ use super::{
 use crate::block::{
     column::{Column, Decoder, Strings, Values},
     interner::Interner,
-    pages::{Chunk, ChunkWriter, ColumnError, EncodedLevels, Press, Values as Written, write_levels},
+    pages::{Chunk, ChunkWriter, ColumnError, EncodedLevels, Press, Shared, Values as Written, write_levels},
     schema::Layout,
 };
 
@@ -61,7 +61,7 @@ struct EncodedPage {
     entries: usize,
     values: usize,
     runs: Vec<Run>,
-    repetition: Vec<u8>,
+    repetition: Shared,
     definition: Vec<u8>,
 }
 
@@ -75,7 +75,7 @@ impl EncodedPage {
             write_levels(&page.definition, max_definition, &mut definition);
         }
         let Page { rows, entries, values, runs, .. } = page;
-        Self { rows, entries, values, runs, repetition, definition }
+        Self { rows, entries, values, runs, repetition: Shared::new(repetition), definition }
     }
 }
 

@@ -135,6 +135,7 @@ pub async fn merge(store: &Store, inputs: &[Arc<Meta>], output: BlockId, setting
             compaction_level: inputs.iter().map(|meta| meta.compaction_level).max().unwrap_or(0).saturating_add(1),
             index_page_size: 0,
             compacted_from: inputs.iter().map(|meta| meta.block_id).collect(),
+            created_at: Meta::created_at_of_all(inputs.iter().map(Arc::as_ref)),
             ..Meta::clone(first)
         },
         file: FileWriter::new(Arc::clone(&roles.schema)),

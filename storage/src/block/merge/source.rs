@@ -31,7 +31,7 @@ use crate::{
         BlockError, Meta, Reader,
         column::{Column, Decoder, Fetched, Strings, Values, Wrong},
         leaf::trace_id,
-        reader::{DATA, corrupt, failed, offset_indexes, pages},
+        reader::{DATA, SHORT, corrupt, failed_or_short, offset_indexes, pages},
         row_group::{Parts, RowGroup, Wanted},
         thrift::PageLocation,
     },
@@ -261,10 +261,12 @@ impl Source {
     /// Ranges of the Parquet file, past the cache: what a merge reads is about to be replaced.
     async fn fetch(&self, ranges: &[Range<u64>]) -> Result<Vec<(u64, Bytes)>, BlockError> {
         let meta = self.reader.meta();
-        let fetched = self.store.get_ranges(&meta.tenant_id, meta.block_id, DATA, ranges).await;
-        let fetched = fetched.map_err(|source| failed(meta, source))?;
+        let fetched = match self.store.get_ranges(&meta.tenant_id, meta.block_id, DATA, ranges).await {
+            Ok(fetched) => fetched,
+            Err(source) => return Err(failed_or_short(&self.store, meta, source).await),
+        };
         if !fetched.iter().zip(ranges).all(|(bytes, range)| bytes.len() as u64 == range.end - range.start) {
-            return Err(self.corrupt("data.parquet is shorter than meta.json says"));
+            return Err(self.corrupt(SHORT));
         }
         Ok(ranges.iter().map(|range| range.start).zip(fetched).collect())
     }
