@@ -6,10 +6,11 @@
 //! ```
 //!
 //! A block stays here until the commit that lists it, so that at every moment a span is live, here, or in a listed block.
+//! Blocks that were committed lately are remembered by their descriptions: whoever asks for recent data may not have heard of them.
 //! Plain state, no timely. The operator in [`crate::worker`] drives it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -29,6 +30,8 @@ pub(crate) struct Limits {
     pub(crate) bytes: usize,
     /// Ticks since its first trace came.
     pub(crate) age: u64,
+    /// Ticks for which committed blocks are remembered.
+    pub(crate) published: u64,
 }
 
 /// A block to be encoded and uploaded.
@@ -53,7 +56,8 @@ struct Pending {
     traces: Arc<Vec<TraceSegments>>,
     range: Range,
     bytes: usize,
-    uploaded: bool,
+    /// Once it is uploaded.
+    meta: Option<Arc<Meta>>,
 }
 
 /// See the module documentation.
@@ -62,12 +66,16 @@ pub(crate) struct Batches {
     limits: Limits,
     open: HashMap<Tenant, Open>,
     pending: HashMap<BlockId, Pending>,
+    /// Committed blocks, oldest first, with the ticks at which they were.
+    published: VecDeque<(u64, Arc<Meta>)>,
+    /// The last tick that was heard of.
+    tick: u64,
     bytes: usize,
 }
 
 impl Batches {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, open: HashMap::new(), pending: HashMap::new(), bytes: 0 }
+        Self { limits, open: HashMap::new(), pending: HashMap::new(), published: VecDeque::new(), tick: 0, bytes: 0 }
     }
 
     /// Takes in a trace that was cut at `tick`. Fragments of one trace become one row. Returns the block that it makes full.
@@ -86,6 +94,10 @@ impl Batches {
     /// Turns the batches that are old, or (with `all`) not empty, into jobs.
     pub(crate) fn cut(&mut self, tick: u64, all: bool, mut new_id: impl FnMut() -> BlockId) -> Vec<Job> {
         let limits = self.limits;
+        self.tick = self.tick.max(tick);
+        while self.published.front().is_some_and(|(at, _)| at.saturating_add(limits.published) < self.tick) {
+            self.published.pop_front();
+        }
         let due: Vec<Tenant> = self
             .open
             .iter()
@@ -100,7 +112,7 @@ impl Batches {
         let range = Range::of(open.traces.values().flatten().map(|segment| segment.position))?;
         let traces = open.traces.into_iter().map(|(trace_id, segments)| TraceSegments { trace_id, segments });
         let traces = Arc::new(traces.collect::<Vec<_>>());
-        let pending = Pending { tenant: tenant.clone(), traces: Arc::clone(&traces), range, bytes: open.bytes, uploaded: false };
+        let pending = Pending { tenant: tenant.clone(), traces: Arc::clone(&traces), range, bytes: open.bytes, meta: None };
         self.pending.insert(block_id, pending);
         Some(Job { block_id, tenant, traces })
     }
@@ -108,51 +120,64 @@ impl Batches {
     /// A block was uploaded: it goes into the next commit, and no longer holds the log. Returns where its records lie.
     pub(crate) fn uploaded(&mut self, meta: &Meta) -> Option<Range> {
         let pending = self.pending.get_mut(&meta.block_id)?;
-        pending.uploaded = true;
+        pending.meta = Some(Arc::new(meta.clone()));
         Some(pending.range)
     }
 
     /// A job turned out to hold no trace that could be encoded: nothing of it will ever be committed.
     pub(crate) fn dropped(&mut self, block_id: BlockId) {
-        self.committed(block_id);
+        if let Some(pending) = self.pending.remove(&block_id) {
+            self.bytes -= pending.bytes;
+        }
+    }
+
+    /// Remembers a block that was committed before this began, at a tick.
+    pub(crate) fn remember(&mut self, meta: Arc<Meta>, tick: u64) {
+        self.published.push_back((tick, meta));
     }
 
     /// A block is listed: queries find its traces there from now on.
     pub(crate) fn committed(&mut self, block_id: BlockId) {
         if let Some(pending) = self.pending.remove(&block_id) {
             self.bytes -= pending.bytes;
+            self.published.extend(pending.meta.map(|meta| (self.tick, meta)));
         }
+    }
+
+    /// Blocks of a tenant that were committed lately.
+    pub(crate) fn published(&self, tenant: &Tenant) -> impl Iterator<Item = &Arc<Meta>> {
+        self.published.iter().map(|(_, meta)| meta).filter(move |meta| meta.tenant_id == *tenant)
     }
 
     /// The oldest record whose spans are in no uploaded block yet.
     pub(crate) fn oldest(&self) -> Option<Position> {
         let open = self.open.values().flat_map(|open| open.traces.values().flatten()).map(|segment| segment.position);
-        let pending = self.pending.values().filter(|pending| !pending.uploaded).map(|pending| pending.range.first);
+        let pending = self.pending.values().filter(|pending| pending.meta.is_none()).map(|pending| pending.range.first);
         open.chain(pending).min()
     }
 
-    /// Everything here of one trace.
-    pub(crate) fn trace(&self, tenant: &Tenant, trace_id: TraceId, out: &mut Vec<Arc<Segment>>) {
+    /// Everything here of one trace, each part with the block that it is going into.
+    pub(crate) fn trace(&self, tenant: &Tenant, trace_id: TraceId, mut each: impl FnMut(Option<BlockId>, &[Arc<Segment>])) {
         if let Some(segments) = self.open.get(tenant).and_then(|open| open.traces.get(&trace_id)) {
-            out.extend_from_slice(segments);
+            each(None, segments);
         }
-        for pending in self.pending.values().filter(|pending| pending.tenant == *tenant) {
+        for (block, pending) in self.pending.iter().filter(|(_, pending)| pending.tenant == *tenant) {
             if let Ok(found) = pending.traces.binary_search_by_key(&trace_id, |trace| trace.trace_id) {
-                out.extend_from_slice(&pending.traces[found].segments);
+                each(Some(*block), &pending.traces[found].segments);
             }
         }
     }
 
-    /// All traces here of a tenant; one may come several times.
-    pub(crate) fn traces_of(&self, tenant: &Tenant, mut each: impl FnMut(TraceId, &[Arc<Segment>])) {
+    /// All traces here of a tenant, each part with the block that it is going into.
+    pub(crate) fn traces_of(&self, tenant: &Tenant, mut each: impl FnMut(TraceId, Option<BlockId>, &[Arc<Segment>])) {
         if let Some(open) = self.open.get(tenant) {
             for (trace_id, segments) in &open.traces {
-                each(*trace_id, segments);
+                each(*trace_id, None, segments);
             }
         }
-        for pending in self.pending.values().filter(|pending| pending.tenant == *tenant) {
+        for (block, pending) in self.pending.iter().filter(|(_, pending)| pending.tenant == *tenant) {
             for trace in pending.traces.iter() {
-                each(trace.trace_id, &trace.segments);
+                each(trace.trace_id, Some(*block), &trace.segments);
             }
         }
     }

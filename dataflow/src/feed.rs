@@ -18,6 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use storage::{
     clock::Clock,
     otlp::{self, Walk},
@@ -37,11 +38,18 @@ const GATHER: Duration = Duration::from_millis(40);
 /// After an error, the log is read again this soon: time goes on meanwhile.
 const READ_AGAIN: Duration = Duration::from_millis(250);
 
+/// A segment and when its record was appended to the log, in Unix nanoseconds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Arrived {
+    pub(crate) segment: Segment,
+    pub(crate) at: u64,
+}
+
 /// What the reader hands to the worker.
 #[derive(Debug)]
 pub(crate) enum Batch {
     /// Records that were appended during `tick`, or in a burst around it.
-    Records { tick: u64, segments: Vec<Segment>, bytes: usize, next: Position },
+    Records { tick: u64, segments: Vec<Arrived>, bytes: usize, next: Position },
     /// Nothing to read as of `tick`, and nothing that can be read lies before `next`.
     Idle { tick: u64, next: Position },
 }
@@ -102,7 +110,11 @@ impl ReaderThread {
             // A body of its own: a slice would keep all that was read with it in memory, for as long as any tenant's block waits.
             let body = Bytes::copy_from_slice(&record.body);
             match otlp::index(&body, walk) {
-                Ok(()) => segments.extend(Segment::split(&record.tenant, record.position, &body, walk)),
+                Ok(()) => {
+                    let at = u64::try_from(record.at.as_nanos()).unwrap_or(u64::MAX);
+                    let split = Segment::split(&record.tenant, record.position, &body, walk);
+                    segments.extend(split.into_iter().map(|segment| Arrived { segment, at }));
+                }
                 Err(error) => {
                     tracing::error!(%error, position = record.position.0, "record passed its checksum but is not OTLP, skipping it");
                     self.metrics.dropped_spans.with_label_values(&["unreadable_record"]).inc();
@@ -122,7 +134,7 @@ pub(crate) fn checkpoint_before(tick: u64, every: u64) -> u64 {
 /// The worker's side of the feed: owns the inputs.
 pub(crate) struct Feed {
     pub(crate) batches: mpsc::Receiver<Batch>,
-    pub(crate) segments: InputHandleVec<u64, Segment>,
+    pub(crate) segments: InputHandleVec<u64, Arrived>,
     pub(crate) marks: InputHandleVec<u64, Mark>,
     pub(crate) window: u64,
     pub(crate) resident_budget: usize,
@@ -278,7 +290,7 @@ mod tests {
         thread.reader.read(BATCH_BYTES, &mut records).expect("read");
         let Batch::Records { segments, .. } = thread.split(&records, &mut Walk::default()) else { panic!("records") };
         assert_eq!(segments.len(), 3);
-        assert!(segments.iter().all(|segment| segment.body.is_unique()), "each body is its segment's own");
+        assert!(segments.iter().all(|arrived| arrived.segment.body.is_unique()), "each body is its segment's own");
         thread.wal.close().await;
     }
 }

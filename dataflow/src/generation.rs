@@ -24,10 +24,10 @@ use futures::{
 };
 use parking_lot::Mutex;
 use storage::{
-    block::{BlockError, Reader, chain},
+    block::{BlockError, Meta, Reader, chain},
     compactor::Publication,
-    id::BlockId,
-    wal::WalError,
+    id::{BlockId, Tenant},
+    wal::{Position, WalError},
 };
 use timely::{CommunicationConfig, WorkerConfig};
 use tokio::sync::Semaphore;
@@ -35,6 +35,11 @@ use tokio::sync::Semaphore;
 use crate::{
     commit::{Committer, Mailbox, publish},
     feed::ReaderThread,
+    generator::{
+        self,
+        accumulate::Routes,
+        checkpoint::{Keeper, Restored},
+    },
     handle::{Components, Link},
     manifest::{CommittedBlock, Manifest, ManifestError, Positions},
     metrics::Metrics,
@@ -81,21 +86,30 @@ pub(crate) fn run(
     settings: &Settings,
     components: &Components,
     metrics: &Arc<Metrics>,
+    generator_metrics: Option<&Arc<generator::metrics::Metrics>>,
     link: &Link,
     stopped: &AtomicBool,
 ) -> Result<(), GenerationError> {
     let runtime = components.runtime.clone();
+    let ticks = Ticks::new(settings.tick);
+    let spanning = |duration| ticks.spanning(duration);
+    let keeper = components.generator.as_ref().zip(generator_metrics).map(|(generator, metrics)| Keeper {
+        snapshots: generator.snapshots.clone(),
+        metrics: Arc::clone(metrics),
+        ticks,
+        // For as long as a copy would be recognised: while its trace is live, and the window after that.
+        window: spanning(settings.trace_live_period) + spanning(settings.trace_idle_period) + spanning(settings.duplicate_window),
+    });
     // Recovery waits for the bucket, perhaps for ever; whoever wants to stop should not have to.
     let recovery = async {
-        match select(pin!(recover(components, metrics)), pin!(until(stopped))).await {
+        match select(pin!(recover(components, metrics, keeper.as_ref())), pin!(until(stopped))).await {
             Either::Left((recovered, _)) => Some(recovered),
             Either::Right(_) => None,
         }
     };
     let Some(recovered) = runtime.block_on(recovery) else { return Ok(()) };
-    let (manifest, known) = recovered?;
+    let (manifest, known, restored) = recovered?;
     let workers = settings.workers.max(1);
-    let ticks = Ticks::new(settings.tick);
     let Positions { held, counted } = manifest.positions.get(&components.wal.id()).copied().unwrap_or_default();
     // After a power loss a log that does not fsync may end before what was committed from it: positions are never used again.
     runtime.block_on(components.wal.advance_to(held)).map_err(|error| GenerationError::Start(error.to_string()))?;
@@ -117,8 +131,17 @@ pub(crate) fn run(
         clock: Arc::clone(&components.clock),
         metrics: Arc::clone(metrics),
     };
+    let generator = components.generator.as_ref().zip(generator_metrics).map(|(generator, metrics)| worker::GeneratorStart {
+        tenants: Arc::clone(&generator.tenants),
+        metrics: Arc::clone(metrics),
+        routes: Routes::new(Arc::clone(&generator.tenants)),
+        restored: Arc::new(restored),
+    });
+    let generators: Vec<_> = (0..workers).map(|_| Mutex::new(generator.clone())).collect();
+    drop(generator);
     let known: Vec<_> = std::iter::repeat_n(Arc::new(known), workers).map(|known| Mutex::new(Some(known))).collect();
     let start_tick = ticks.at(components.clock.now());
+    let published = Mutex::new(Some(published_lately(components, settings)));
 
     // Each worker takes its end of its queues when its thread runs, and tells us its thread so that it can be woken.
     let (request_senders, request_receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel::<Request>()).unzip();
@@ -163,6 +186,8 @@ pub(crate) fn run(
                     uploader: Uploader::new(pool.clone(), results, thread::current()),
                     wal_id: wal.id(),
                     known: known[index].lock().take().unwrap_or_default(),
+                    generator: generators[index].lock().take(),
+                    published: published.lock().take_if(|_| index == 0).unwrap_or_default(),
                     replay_to,
                     counted,
                     start_tick,
@@ -201,6 +226,8 @@ pub(crate) fn run(
         blocklist: components.blocklist.clone(),
         wal: components.wal.clone(),
         metrics: Arc::clone(metrics),
+        commit_interval: settings.commit_interval,
+        generator: keeper,
     };
     let commit_failed = Arc::clone(&failure);
     let (commit_stop, commit_senders, commit_wake) = (Arc::clone(&shared.stop), request_senders.clone(), wake.clone());
@@ -247,6 +274,14 @@ pub(crate) fn run(
     }
 }
 
+/// The listed blocks that generations before, of this process or another, may have committed so lately that others have not heard of them.
+fn published_lately(components: &Components, settings: &Settings) -> Vec<Arc<Meta>> {
+    let since = components.clock.now().saturating_sub(settings.published_window).as_secs();
+    let is_late = |meta: &Arc<Meta>| meta.created_at.is_some_and(|at| u64::try_from(at).is_ok_and(|at| at >= since));
+    let blocks = |tenant: Tenant| components.blocklist.blocks(&tenant).iter().filter(|meta| is_late(meta)).cloned().collect::<Vec<_>>();
+    components.blocklist.tenants().into_iter().flat_map(blocks).collect()
+}
+
 /// Returns when the flag is set.
 async fn until(stopped: &AtomicBool) {
     while !stopped.load(Ordering::SeqCst) {
@@ -255,8 +290,17 @@ async fn until(stopped: &AtomicBool) {
 }
 
 /// Reads the manifest, publishes what it lists, and learns which spans need not be stored again.
-async fn recover(components: &Components, metrics: &Metrics) -> Result<(Manifest, Vec<KnownSpans>), GenerationError> {
+async fn recover(
+    components: &Components,
+    metrics: &Metrics,
+    keeper: Option<&Keeper>,
+) -> Result<(Manifest, Vec<KnownSpans>, Restored), GenerationError> {
     let manifest = components.manifests.load().await?;
+    let restored = match keeper {
+        Some(keeper) => keeper.restore(&components.manifests, &manifest).await?,
+        None => Restored::default(),
+    };
+    let counted = manifest.positions.get(&components.wal.id()).map_or_else(Position::default, |positions| positions.counted);
     let mut readable = Vec::new();
     for block in &manifest.blocks {
         match publish(&components.store, block).await {
@@ -268,12 +312,20 @@ async fn recover(components: &Components, metrics: &Metrics) -> Result<(Manifest
             Publication::Gone => metrics.skip_block(&block.meta, "gone", "its objects are not in the bucket"),
         }
     }
-    let known =
-        stream::iter(readable).map(|block| known_spans(components, metrics, block)).buffer_unordered(RECOVERY_READS).try_concat().await?;
-    Ok((manifest, known))
+    let known = stream::iter(readable)
+        .map(|block| known_spans(components, metrics, counted, block))
+        .buffer_unordered(RECOVERY_READS)
+        .try_concat()
+        .await?;
+    Ok((manifest, known, restored))
 }
 
-async fn known_spans(components: &Components, metrics: &Metrics, block: CommittedBlock) -> Result<Vec<KnownSpans>, GenerationError> {
+async fn known_spans(
+    components: &Components,
+    metrics: &Metrics,
+    counted: Position,
+    block: CommittedBlock,
+) -> Result<Vec<KnownSpans>, GenerationError> {
     let wal_id = components.wal.id();
     let Some(range) = block.records.get(&wal_id) else { return Ok(Vec::new()) };
     if range.last < components.wal.tail() {
@@ -283,7 +335,11 @@ async fn known_spans(components: &Components, metrics: &Metrics, block: Committe
     let meta = Arc::new(block.meta);
     let keys = async { Reader::open(&components.store, Arc::clone(&meta)).await?.span_keys().await };
     let reason = match keys.await {
-        Ok(keys) => return Ok(keys.into_iter().map(|(trace_id, keys)| KnownSpans { tenant: tenant.clone(), trace_id, keys }).collect()),
+        Ok(keys) => {
+            let is_counted = range.last < counted;
+            let known = |(trace_id, keys)| KnownSpans { tenant: tenant.clone(), trace_id, keys, is_counted };
+            return Ok(keys.into_iter().map(known).collect());
+        }
         // Reading it again would end the same way, and the log must not wait for it.
         Err(error @ BlockError::Corrupt { .. }) => ("corrupt", error),
         Err(error @ BlockError::Unsupported { .. }) => ("unsupported", error),

@@ -4,11 +4,15 @@
 //!
 //! 1. the end of the log that the operators have not taken in yet, read from its files;
 //! 2. the workers: live traces, traces on their way, batches, blocks not yet listed;
-//! 3. (by the caller, afterwards) the listed blocks.
+//! 3. (by the caller) the listed blocks.
 //!
-//! What moves while the question is asked is seen twice, never not at all; callers recognise it by its identity.
+//! Each trace belongs to one worker, and a worker answers between two of its steps, so what it says is true of one moment: which parts it
+//! holds, into which block each of them is going, and which blocks it has handed over lately. It is given the end of the log with the
+//! question and leaves out what it has seen already, so that a span comes once, however far it moved since the end was read. With that a
+//! caller can tell for every span whether a block that it knows holds it, and knows of every block that it may have to read.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,10 +25,10 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use storage::{
     backend::Store,
-    block,
+    block::{self, Meta},
     blocklist::Blocklist,
     clock::Clock,
-    id::{Tenant, TraceId},
+    id::{BlockId, Tenant, TraceId},
     otlp::{self, Walk},
     segment::Segment,
     wal::{Wal, WalError},
@@ -33,10 +37,14 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
     generation::{self, GenerationError},
+    generator::{
+        self, Generator,
+        explain::{self, Explained},
+    },
     manifest::ManifestStore,
     metrics::Metrics,
     settings::Settings,
-    worker::{Request, Shared},
+    worker::{Request, Shared, Tail},
 };
 
 /// What the dataflow works with.
@@ -54,8 +62,19 @@ pub struct Components {
     pub manifests: ManifestStore,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+    /// The metrics-generator; `None` where nobody's metrics are generated.
+    pub generator: Option<Generator>,
     /// Where uploads and commits run. Must outlive the dataflow and have more than one thread.
     pub runtime: Handle,
+}
+
+/// Segments of one trace that share their fate.
+#[derive(Clone, Debug)]
+pub struct RecentPart {
+    /// The block that they are going into, once that is decided. It may be listed already.
+    pub going: Option<BlockId>,
+    /// The segments; spans may repeat.
+    pub segments: Vec<Arc<Segment>>,
 }
 
 /// A trace, as much of it as is recent.
@@ -63,8 +82,17 @@ pub struct Components {
 pub struct RecentTrace {
     /// The trace.
     pub trace_id: TraceId,
-    /// Its segments; spans may repeat.
-    pub segments: Vec<Arc<Segment>>,
+    /// Its parts, at most one for each block and one for none.
+    pub parts: Vec<RecentPart>,
+}
+
+/// What is recent of a tenant, as of one moment for each trace.
+#[derive(Clone, Debug, Default)]
+pub struct RecentAnswer<T> {
+    /// The data.
+    pub data: T,
+    /// Blocks of the tenant that were recent data within [`Settings::published_window`].
+    pub published: Vec<Arc<Meta>>,
 }
 
 /// Why a question was not answered. Ask again later.
@@ -140,7 +168,9 @@ impl Connection {
 pub struct Dataflow {
     link: Arc<Link>,
     wal: Wal,
+    blocklist: Blocklist,
     runtime: Handle,
+    generator: Option<Generator>,
     stopped: Arc<Stop>,
     manager: Mutex<Option<JoinHandle<()>>>,
 }
@@ -167,16 +197,19 @@ impl Dataflow {
     /// Metrics that are registered already, or no thread to be had.
     pub fn start(settings: Settings, components: Components, registry: &prometheus::Registry) -> Result<Self, DataflowError> {
         let metrics = Arc::new(Metrics::new(registry).map_err(|error| DataflowError::Start(Box::new(error)))?);
+        let generator = components.generator.as_ref().map(|_| generator::metrics::Metrics::new(registry)).transpose();
+        let generator = generator.map_err(|error| DataflowError::Start(Box::new(error)))?.map(Arc::new);
         let (link, stopped) = (Arc::new(Link::default()), Arc::new(Stop::default()));
-        let (wal, runtime) = (components.wal.clone(), components.runtime.clone());
+        let (wal, runtime, shown) = (components.wal.clone(), components.runtime.clone(), components.generator.clone());
+        let blocklist = components.blocklist.clone();
         let manager = {
             let (link, stopped) = (Arc::clone(&link), Arc::clone(&stopped));
             thread::Builder::new()
                 .name("dataflow".to_owned())
-                .spawn(move || manage(&settings, &components, &metrics, &link, &stopped))
+                .spawn(move || manage(&settings, &components, &metrics, generator.as_ref(), &link, &stopped))
                 .map_err(|error| DataflowError::Start(Box::new(error)))?
         };
-        Ok(Self { link, wal, runtime, stopped, manager: Mutex::new(Some(manager)) })
+        Ok(Self { link, wal, blocklist, runtime, generator: shown, stopped, manager: Mutex::new(Some(manager)) })
     }
 
     /// Whether a generation is running.
@@ -204,31 +237,61 @@ impl Dataflow {
     ///
     /// # Errors
     /// No generation is running, or the log cannot be read.
-    pub async fn trace(&self, tenant: &Tenant, trace_id: TraceId) -> Result<Vec<Arc<Segment>>, DataflowError> {
+    pub async fn trace(&self, tenant: &Tenant, trace_id: TraceId) -> Result<RecentAnswer<Vec<RecentPart>>, DataflowError> {
         let connection = self.connection().await?;
-        let mut segments = self.tail(&connection, tenant, move |segment| segment.trace_id == trace_id).await?;
-        let answers = connection.ask(|reply| Request::Trace { tenant: tenant.clone(), trace_id, reply }).await;
-        segments.extend(answers.ok_or(DataflowError::Reforming)?.into_iter().flatten());
-        Ok(segments)
+        let tail = self.tail(&connection, tenant, move |segment| segment.trace_id == trace_id).await?;
+        let ask = |reply| Request::Trace { tenant: tenant.clone(), trace_id, tail: Arc::clone(&tail), reply };
+        self.join(tenant, connection.ask(ask).await)
     }
 
     /// All traces of a tenant that may not be in a listed block yet. A trace comes once.
     ///
     /// # Errors
     /// No generation is running, or the log cannot be read.
-    pub async fn traces(&self, tenant: &Tenant) -> Result<Vec<RecentTrace>, DataflowError> {
+    pub async fn traces(&self, tenant: &Tenant) -> Result<RecentAnswer<Vec<RecentTrace>>, DataflowError> {
         let connection = self.connection().await?;
         let tail = self.tail(&connection, tenant, |_| true).await?;
-        let answers = connection.ask(|reply| Request::Traces { tenant: tenant.clone(), reply }).await;
-        let answers = answers.ok_or(DataflowError::Reforming)?;
-        let mut traces: std::collections::HashMap<TraceId, Vec<Arc<Segment>>> = std::collections::HashMap::new();
-        for segment in tail {
-            traces.entry(segment.trace_id).or_default().push(segment);
+        let ask = |reply| Request::Traces { tenant: tenant.clone(), tail: Arc::clone(&tail), reply };
+        self.join(tenant, connection.ask(ask).await)
+    }
+
+    /// Puts the answers of all workers together. Blocks whose objects have gone are not named.
+    fn join<T>(&self, tenant: &Tenant, answers: Option<Vec<RecentAnswer<Vec<T>>>>) -> Result<RecentAnswer<Vec<T>>, DataflowError> {
+        let mut all = RecentAnswer { data: Vec::new(), published: Vec::new() };
+        for answer in answers.ok_or(DataflowError::Reforming)? {
+            all.data.extend(answer.data);
+            all.published.extend(answer.published);
         }
-        for trace in answers.into_iter().flatten() {
-            traces.entry(trace.trace_id).or_default().extend(trace.segments);
+        if !all.published.is_empty() {
+            let listed = self.blocklist.stages(tenant);
+            let live: HashSet<BlockId> = listed.live.iter().map(|meta| meta.block_id).collect();
+            let is_there =
+                |id: BlockId| live.contains(&id) || listed.compacted.binary_search_by_key(&id, |block| block.meta.block_id).is_ok();
+            all.published.retain(|meta| is_there(meta.block_id));
         }
-        Ok(traces.into_iter().map(|(trace_id, segments)| RecentTrace { trace_id, segments }).collect())
+        Ok(all)
+    }
+
+    /// What the metrics-generator made of each span of a trace. `stored` is what blocks hold of it (see [`explain::segments`]): of spans
+    /// that are no longer recent it is not known when they arrived. Empty where nothing is generated for anybody.
+    ///
+    /// # Errors
+    /// No generation is running, or the log cannot be read.
+    pub async fn explain(&self, tenant: &Tenant, trace_id: TraceId, stored: Vec<Arc<Segment>>) -> Result<Vec<Explained>, DataflowError> {
+        let Some(generator) = &self.generator else { return Ok(Vec::new()) };
+        let recent = self.trace(tenant, trace_id).await?.data;
+        let mut recent: Vec<Arc<Segment>> = recent.into_iter().flat_map(|part| part.segments).collect();
+        // Of copies, the first to arrive counts.
+        recent.sort_by_key(|segment| segment.position);
+        let wal = self.wal.clone();
+        let arrivals = self.runtime.spawn_blocking(move || {
+            let with_arrival = |segment: Arc<Segment>| Ok((Arc::clone(&segment), arrival(&wal, &segment)?));
+            recent.into_iter().map(with_arrival).collect::<Result<Vec<_>, WalError>>()
+        });
+        let mut segments = arrivals.await.map_err(|_| DataflowError::Stopped)??;
+        segments.extend(stored.into_iter().map(|segment| (segment, None)));
+        let settings = generator.tenants.settings(tenant).unwrap_or_default();
+        Ok(explain::explain(&settings, &generator.snapshots.latest(), tenant, &segments))
     }
 
     /// The end of the log that the operators have not taken in.
@@ -237,14 +300,14 @@ impl Dataflow {
         connection: &Connection,
         tenant: &Tenant,
         wanted: impl Fn(&Segment) -> bool + Send + 'static,
-    ) -> Result<Vec<Arc<Segment>>, DataflowError> {
+    ) -> Result<Tail, DataflowError> {
         let from = connection.shared.applied();
         let head = *self.wal.head().borrow();
         if from >= head {
-            return Ok(Vec::new());
+            return Ok(Tail::default());
         }
         let (wal, tenant) = (self.wal.clone(), tenant.clone());
-        let scan = self.runtime.spawn_blocking(move || -> Result<Vec<Arc<Segment>>, DataflowError> {
+        let scan = self.runtime.spawn_blocking(move || -> Result<Tail, DataflowError> {
             let mut reader = wal.reader(from)?;
             let (mut found, mut bytes, mut records, mut walk) = (Vec::new(), 0, Vec::new(), Walk::default());
             while reader.position() < head {
@@ -265,7 +328,7 @@ impl Dataflow {
                     }
                 }
             }
-            Ok(found)
+            Ok(found.into())
         });
         scan.await.map_err(|_| DataflowError::Stopped)?
     }
@@ -313,12 +376,26 @@ impl Drop for Dataflow {
     }
 }
 
+/// When a segment's record was appended; `None` when the log has let go of it.
+fn arrival(wal: &Wal, segment: &Segment) -> Result<Option<Duration>, WalError> {
+    let mut records = Vec::new();
+    wal.reader(segment.position)?.read(1, &mut records)?;
+    Ok(records.first().filter(|record| record.position == segment.position).map(|record| record.at))
+}
+
 /// One generation after the other until stopped.
-fn manage(settings: &Settings, components: &Components, metrics: &Arc<Metrics>, link: &Link, stopped: &Stop) {
+fn manage(
+    settings: &Settings,
+    components: &Components,
+    metrics: &Arc<Metrics>,
+    generator: Option<&Arc<generator::metrics::Metrics>>,
+    link: &Link,
+    stopped: &Stop,
+) {
     let mut reason = "start";
     while !stopped.flag.load(Ordering::SeqCst) {
         metrics.generations.with_label_values(&[reason]).inc();
-        match generation::run(settings, components, metrics, link, &stopped.flag) {
+        match generation::run(settings, components, metrics, generator, link, &stopped.flag) {
             Ok(()) => reason = "restart",
             Err(error) => {
                 reason = match error {

@@ -4,9 +4,9 @@
 //!  WAL ─► reader thread ─bounded─► feed ──Segment @tick──► Exchange(trace) ─► live traces ─► block batch ─► upload pool
 //!         (read, index, split)      │  admission               │  first seen      │                            │
 //!                                   │                          ▼                  │ Held @checkpoint           │ Done
-//!                                   │                   (metrics attach here)     ▼                            ▼
-//!                                   └──Mark @checkpoint──────────────────────► commit (worker 0) ─► manifest ─► meta.json,
-//!                                                                                                    blocklist, WAL release
+//!                                   │                      generator ──Shard──┐   ▼                            ▼
+//!                                   └──Mark @checkpoint───────────────────────┴► commit (worker 0) ─► manifest ─► meta.json,
+//!                                                                                        └► snapshot  blocklist, WAL release
 //! ```
 //!
 //! Logical time is a [`tick`]: 250 ms of arrival time, so a trace that idles does so in the data's time and a replay after a crash
@@ -23,14 +23,16 @@ mod batch;
 mod commit;
 mod feed;
 mod generation;
+pub mod generator;
 mod handle;
 pub mod live;
 pub mod manifest;
 mod metrics;
+pub mod remote_write;
 mod settings;
 pub mod tick;
 mod upload;
 mod worker;
 
-pub use handle::{Components, Dataflow, DataflowError, RecentTrace};
+pub use handle::{Components, Dataflow, DataflowError, RecentAnswer, RecentPart, RecentTrace};
 pub use settings::Settings;

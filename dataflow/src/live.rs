@@ -100,6 +100,13 @@ impl Default for Seen {
 }
 
 impl Seen {
+    fn contains(&self, key: SpanKey) -> bool {
+        match self {
+            Self::Few(keys) => keys.contains(&key),
+            Self::Many(keys) => keys.contains(&key),
+        }
+    }
+
     /// Whether the key is new.
     fn insert(&mut self, key: SpanKey) -> bool {
         match self {
@@ -302,6 +309,11 @@ impl LiveTraces {
         self.tenants.get(tenant).and_then(|entries| entries.get(&trace_id)).map_or(&[], |entry| &entry.segments)
     }
 
+    /// Whether a span was seen already, as far as that is remembered: at least for as long as its trace is live.
+    pub fn has_seen(&self, tenant: &Tenant, trace_id: TraceId, key: SpanKey) -> bool {
+        self.tenants.get(tenant).and_then(|entries| entries.get(&trace_id)).is_some_and(|entry| entry.seen.contains(key))
+    }
+
     /// All live traces of a tenant.
     pub fn traces_of(&self, tenant: &Tenant) -> impl Iterator<Item = (TraceId, &[Arc<Segment>])> {
         self.tenants
@@ -363,6 +375,7 @@ mod tests {
     fn segment(trace: u8, ids: &[u64], position: u64) -> Segment {
         let span = |id: &u64| SpanRef {
             key: SpanKey { span_id: *id, kind: 1 },
+            start_ns: 0,
             resource: Slice::default(),
             scope: Slice::default(),
             span: Slice { start: 0, end: 100 },

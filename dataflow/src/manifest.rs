@@ -4,19 +4,23 @@
 //! the second to write a sequence number fails and must read again. The newest readable one counts; [`KEPT`] older ones stay.
 //!
 //! ```text
-//!  {"version":1,"sequence":7,"tick":6912345678,"positions":{"<wal id>":{"held":81920,"counted":90112}},
-//!   "blocks":[{"meta":{…meta.json…},"records":{"<wal id>":{"first":4096,"last":77824}}}]}
+//!  {"version":2,"sequence":7,"tick":6912345678,"positions":{"<wal id>":{"held":81920,"counted":90112}},
+//!   "blocks":[{"meta":{…meta.json…},"records":{"<wal id>":{"first":4096,"last":77824}}}],
+//!   "generator":{"series":"generator-…","identities":[{"object":"generator-…","tick":6912345678}]}}
 //! ```
 //!
 //! * Every span in a record before `held` is in a published block.
 //! * Every span in a record before `counted` has been seen by the collections that count spans; a replay stores it if need be, and does
 //!   not count it again.
 //! * Every span in a record from `held` on is in one of `blocks`, or will be read again.
+//! * The objects that `generator` names hold the collections as of `tick`: what every record before `counted` came to. They lie beside the
+//!   manifest and were written before it. Version 1 had none.
 //! * A block is listed until `held` has passed its last record *and* it is known to be published, so recovery publishes each listed
 //!   block again (repeating it changes nothing) and reads its span identities to recognise what it must not store twice.
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path};
 use serde::{Deserialize, Serialize};
@@ -26,7 +30,10 @@ use uuid::Uuid;
 /// How many manifests before the newest are kept.
 pub const KEPT: usize = 2;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// Beginning of the names of objects that manifests refer to.
+const OBJECTS: &str = "generator-";
 
 /// First and last record (by where they begin) that something came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +87,27 @@ pub struct Manifest {
     pub positions: BTreeMap<Uuid, Positions>,
     /// Blocks that recovery must know of.
     pub blocks: Vec<CommittedBlock>,
+    /// What the metrics-generator had come to; `None` where it never counted anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator: Option<GeneratorObjects>,
+}
+
+/// The objects in which a checkpoint of the metrics-generator is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GeneratorObjects {
+    /// Series and waiting halves.
+    pub series: String,
+    /// Identities of counted spans, oldest first.
+    pub identities: Vec<IdentitiesObject>,
+}
+
+/// An object with identities of counted spans.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentitiesObject {
+    /// Its name.
+    pub object: String,
+    /// They were counted up to this tick.
+    pub tick: u64,
 }
 
 impl Manifest {
@@ -93,7 +121,8 @@ impl Manifest {
         let still_needed =
             |block: &&CommittedBlock| block.records.iter().any(|(wal, range)| all.get(wal).is_none_or(|wal| range.last >= wal.held));
         let old = self.blocks.iter().filter(still_needed).cloned();
-        Self { version: VERSION, sequence: self.sequence + 1, tick, blocks: old.chain(blocks).collect(), positions: all }
+        let generator = self.generator.clone();
+        Self { version: VERSION, sequence: self.sequence + 1, tick, blocks: old.chain(blocks).collect(), positions: all, generator }
     }
 }
 
@@ -122,6 +151,9 @@ pub enum ManifestError {
         /// Where.
         prefix: String,
     },
+    /// What the metrics-generator has come to cannot be encoded.
+    #[error("checkpoint of the metrics-generator cannot be encoded")]
+    Encode(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The store refused.
     #[error("{action} manifest below \"{prefix}\"")]
     Store {
@@ -179,7 +211,9 @@ impl ManifestStore {
             let bytes = self.objects.get(path).await.map_err(|source| self.failed("get", source))?;
             let bytes = bytes.bytes().await.map_err(|source| self.failed("get", source))?;
             match serde_json::from_slice::<Manifest>(&bytes) {
-                Ok(manifest) if manifest.version == VERSION => return Ok(Manifest { sequence: manifest.sequence.max(newest), ..manifest }),
+                Ok(manifest) if (1..=VERSION).contains(&manifest.version) => {
+                    return Ok(Manifest { sequence: manifest.sequence.max(newest), ..manifest });
+                }
                 Ok(manifest) => return Err(ManifestError::Version { path: path.to_string(), version: manifest.version }),
                 Err(error) => tracing::error!(%path, %error, "manifest is unreadable, falling back to the one before"),
             }
@@ -209,7 +243,48 @@ impl ManifestStore {
                 tracing::warn!(path = %old, %error, "old manifest could not be deleted");
             }
         }
+        self.forget_objects(manifest).await
+    }
+
+    /// Deletes objects that neither this manifest nor the [`KEPT`] before it need. Of identities that have become useless since, the older
+    /// manifests may name more.
+    async fn forget_objects(&self, manifest: &Manifest) -> Result<(), ManifestError> {
+        let Some(generator) = &manifest.generator else { return Ok(()) };
+        let is_named = |name: &str| name == generator.series || generator.identities.iter().any(|identities| identities.object == name);
+        let objects: Vec<_> = self.objects.list(Some(&self.prefix)).try_collect().await.map_err(|source| self.failed("list", source))?;
+        for path in objects.into_iter().map(|object| object.location) {
+            let Some(name) = path.filename().filter(|name| name.starts_with(OBJECTS) && !is_named(name)) else { continue };
+            let sequence = name.strip_prefix(OBJECTS).and_then(|rest| rest.split('-').next()?.parse::<u64>().ok());
+            let is_old = sequence.is_some_and(|sequence| sequence.saturating_add(KEPT as u64) < manifest.sequence);
+            if is_old && let Err(error) = self.objects.delete(&path).await {
+                tracing::warn!(%path, %error, "old checkpoint could not be deleted");
+            }
+        }
         Ok(())
+    }
+
+    /// Writes an object that the manifest with this sequence number is going to name, and returns its name.
+    ///
+    /// # Errors
+    /// The store refused.
+    pub async fn put_object(&self, sequence: u64, extension: &str, body: Bytes) -> Result<String, ManifestError> {
+        let name = format!("{OBJECTS}{sequence:020}-{}.{extension}", Uuid::new_v4());
+        let path = self.prefix.clone().join(name.as_str());
+        self.objects.put(&path, PutPayload::from_bytes(body)).await.map_err(|source| self.failed("put object of", source))?;
+        Ok(name)
+    }
+
+    /// Reads an object that a manifest names; `None` if it is not there.
+    ///
+    /// # Errors
+    /// The store refused.
+    pub async fn get_object(&self, name: &str) -> Result<Option<Bytes>, ManifestError> {
+        let got = async { self.objects.get(&self.prefix.clone().join(name)).await?.bytes().await };
+        match got.await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(self.failed("get object of", source)),
+        }
     }
 }
 
@@ -240,6 +315,37 @@ mod tests {
         let next = there.next(2, &BTreeMap::new(), Vec::new());
         store.store(&next).await.expect("the number after the torn one is free");
         assert_eq!(store.load().await.expect("there"), next);
+    }
+
+    #[tokio::test]
+    async fn manifests_of_the_version_before_are_read() {
+        let store = store();
+        let old = br#"{"version":1,"sequence":3,"tick":9,"positions":{},"blocks":[]}"#;
+        store.objects.put(&store.path(3), PutPayload::from_static(old)).await.expect("put");
+        let manifest = store.load().await.expect("version 1");
+        assert_eq!((manifest.sequence, manifest.tick, manifest.generator), (3, 9, None));
+    }
+
+    #[tokio::test]
+    async fn objects_go_when_no_manifest_needs_them() {
+        let store = store();
+        let mut manifest = store.load().await.expect("empty");
+        let mut names = Vec::new();
+        for tick in 0..6 {
+            manifest = manifest.next(tick, &BTreeMap::new(), Vec::new());
+            let series = store.put_object(manifest.sequence, "json.zst", Bytes::from_static(b"s")).await.expect("put");
+            let object = store.put_object(manifest.sequence, "ids", Bytes::from_static(b"i")).await.expect("put");
+            names.push((series.clone(), object.clone()));
+            let generator = manifest.generator.get_or_insert_default();
+            generator.series = series;
+            generator.identities.push(IdentitiesObject { object, tick });
+            store.store(&manifest).await.expect("put");
+        }
+        for (index, (series, identities)) in names.iter().enumerate() {
+            let there = store.get_object(series).await.expect("get").is_some();
+            assert_eq!(there, index >= 6 - 1 - KEPT, "series of manifest {index}");
+            assert!(store.get_object(identities).await.expect("get").is_some(), "the newest manifest names all identities");
+        }
     }
 
     #[tokio::test]

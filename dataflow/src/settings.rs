@@ -27,8 +27,16 @@ pub struct Settings {
     pub resident_bytes: usize,
     /// Commits are attempted this often.
     pub checkpoint_interval: Duration,
+    /// Without new blocks, a commit is made at most this often: it saves reading at the next start and disk until then, and publishes
+    /// the metrics-generator's series.
+    pub commit_interval: Duration,
+    /// A series of the metrics-generator ends after this long without an observation (`metrics_generator.registry.stale_duration`).
+    pub stale_duration: Duration,
     /// Blocks encoded at the same time.
     pub encoders: usize,
+    /// Answers about recent data name the blocks that were committed this lately, so that whoever asks need not have heard of them: longer
+    /// than anybody's list of blocks may be old.
+    pub published_window: Duration,
 }
 
 impl Default for Settings {
@@ -45,7 +53,10 @@ impl Default for Settings {
             window: 8,
             resident_bytes: 160 << 20,
             checkpoint_interval: Duration::from_secs(1),
+            commit_interval: Duration::from_secs(5),
+            stale_duration: Duration::from_secs(15 * 60),
             encoders: 1,
+            published_window: Duration::from_secs(20 * 60),
         }
     }
 }

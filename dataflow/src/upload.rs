@@ -186,6 +186,7 @@ mod tests {
         let end = u32::try_from(body.len()).expect("short");
         let span = SpanRef {
             key: SpanKey { span_id: u64::from(number), kind: 1 },
+            start_ns: 0,
             resource: Slice::default(),
             scope: Slice::default(),
             span: Slice { start: 0, end },

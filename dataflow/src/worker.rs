@@ -6,7 +6,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     rc::Rc,
     sync::{
         Arc,
@@ -41,8 +41,15 @@ use tokio::sync::oneshot;
 use crate::{
     batch::{self, Batches},
     commit::{Collector, Mailbox, Mark, Outcome},
-    feed::{self, Feed, checkpoint_before},
-    handle::RecentTrace,
+    feed::{self, Arrived, Feed, checkpoint_before},
+    generator::{
+        self, Tenants,
+        accumulate::{Accumulator, Routes},
+        checkpoint::{Restored, Shard},
+        observe::{Observer, Setup},
+        operators::{self, Arrival, Checkpoints},
+    },
+    handle::{RecentAnswer, RecentPart, RecentTrace},
     live::{self, CutTrace, LiveTraces},
     manifest::CommittedBlock,
     metrics::{Gauges, Metrics},
@@ -54,15 +61,18 @@ use crate::{
 /// A question or order from another thread.
 #[derive(Debug)]
 pub(crate) enum Request {
-    /// What the worker holds of one trace.
-    Trace { tenant: Tenant, trace_id: TraceId, reply: oneshot::Sender<Vec<Arc<Segment>>> },
-    /// All traces of a tenant that the worker holds.
-    Traces { tenant: Tenant, reply: oneshot::Sender<Vec<RecentTrace>> },
+    /// What the worker holds of one trace, and what of the end of the log it would hold.
+    Trace { tenant: Tenant, trace_id: TraceId, tail: Tail, reply: oneshot::Sender<RecentAnswer<Vec<RecentPart>>> },
+    /// All traces of a tenant that the worker holds, and what of the end of the log it would hold.
+    Traces { tenant: Tenant, tail: Tail, reply: oneshot::Sender<RecentAnswer<Vec<RecentTrace>>> },
     /// These blocks are listed now.
     Committed(Arc<[BlockId]>),
     /// Cut everything; answer when all of it is committed.
     Flush { reply: oneshot::Sender<()> },
 }
+
+/// Segments of the end of the log that the operators may not have taken in.
+pub(crate) type Tail = Arc<[Arc<Segment>]>;
 
 /// What the threads of one generation share.
 #[derive(Debug)]
@@ -99,15 +109,29 @@ pub(crate) struct Start {
     pub(crate) wal_id: uuid::Uuid,
     /// Spans that are in blocks already; the worker keeps those of the traces that it owns.
     pub(crate) known: Arc<Vec<KnownSpans>>,
+    /// On the worker that commits: blocks that were committed lately, by generations before.
+    pub(crate) published: Vec<Arc<storage::block::Meta>>,
     /// Where the log ended when the generation began: until then, known spans may come again.
     pub(crate) replay_to: Position,
     /// Records before this were counted by a generation before.
     pub(crate) counted: Position,
     pub(crate) start_tick: u64,
+    /// Where metrics are generated.
+    pub(crate) generator: Option<GeneratorStart>,
     /// On the worker that reads the log.
     pub(crate) source: Option<Source>,
     /// On the worker that commits.
     pub(crate) mailbox: Option<Arc<Mailbox>>,
+}
+
+/// What the generator of one worker starts with.
+#[derive(Clone)]
+pub(crate) struct GeneratorStart {
+    pub(crate) tenants: Arc<dyn Tenants>,
+    pub(crate) metrics: Arc<generator::metrics::Metrics>,
+    pub(crate) routes: Routes,
+    /// As of the manifest; the worker keeps what it owns.
+    pub(crate) restored: Arc<Restored>,
 }
 
 /// Spans of one trace that are in a block.
@@ -116,6 +140,21 @@ pub(crate) struct KnownSpans {
     pub(crate) tenant: Tenant,
     pub(crate) trace_id: TraceId,
     pub(crate) keys: Vec<SpanKey>,
+    /// Whether all of them were counted. A block that was uploaded just before a commit may hold spans that arrived after its tick.
+    pub(crate) is_counted: bool,
+}
+
+/// Spans that are stored and perhaps not counted: to be looked for in the log, where they come again.
+#[derive(Debug, Default)]
+struct Uncounted(HashMap<(Tenant, TraceId), HashSet<SpanKey>>);
+
+impl Uncounted {
+    /// The spans of a segment that must be counted although they are stored: those whose first record lies at `counted` or after.
+    fn take(&mut self, segment: &Segment, counted: Position) -> Option<Arc<Segment>> {
+        let keys = self.0.get_mut(&(segment.tenant.clone(), segment.trace_id))?;
+        let spans: Vec<_> = segment.spans.iter().filter(|span| keys.remove(&span.key)).copied().collect();
+        (segment.position >= counted && !spans.is_empty()).then(|| Arc::new(Segment { spans, ..segment.clone() }))
+    }
 }
 
 /// The reading worker's part of the feed.
@@ -149,6 +188,9 @@ pub(crate) struct State {
     uploaded: Vec<Uploaded>,
     flushes: Vec<Flush>,
     activators: Vec<Activator>,
+    /// Which worker this is, and of how many.
+    index: u64,
+    peers: u64,
 }
 
 /// A flush that waits for commits.
@@ -169,25 +211,47 @@ impl State {
         self.live.bytes() + self.batches.bytes() + self.in_transit.iter().map(|trace| trace.bytes).sum::<usize>()
     }
 
-    fn trace(&self, tenant: &Tenant, trace_id: TraceId) -> Vec<Arc<Segment>> {
-        let mut segments = self.live.trace(tenant, trace_id).to_vec();
+    fn trace(&self, tenant: &Tenant, trace_id: TraceId, tail: &Tail) -> RecentAnswer<Vec<RecentPart>> {
+        let mut parts = Vec::new();
+        let mut add = |going, segments: &[Arc<Segment>]| add_part(&mut parts, going, segments);
+        add(None, self.live.trace(tenant, trace_id));
         for trace in self.in_transit.iter().filter(|trace| trace.trace_id == trace_id && trace.tenant == *tenant) {
-            segments.extend_from_slice(&trace.segments);
+            add(None, &trace.segments);
         }
-        self.batches.trace(tenant, trace_id, &mut segments);
-        segments
+        self.batches.trace(tenant, trace_id, &mut add);
+        self.unseen(tail, |segment| add(None, &[segment]));
+        RecentAnswer { data: parts, published: self.batches.published(tenant).cloned().collect() }
     }
 
-    fn traces(&self, tenant: &Tenant) -> Vec<RecentTrace> {
-        let mut traces: HashMap<TraceId, Vec<Arc<Segment>>> = HashMap::new();
+    fn traces(&self, tenant: &Tenant, tail: &Tail) -> RecentAnswer<Vec<RecentTrace>> {
+        let mut traces: HashMap<TraceId, Vec<RecentPart>> = HashMap::new();
+        let mut add = |trace_id, going, segments: &[Arc<Segment>]| add_part(traces.entry(trace_id).or_default(), going, segments);
         for (trace_id, segments) in self.live.traces_of(tenant) {
-            traces.entry(trace_id).or_default().extend_from_slice(segments);
+            add(trace_id, None, segments);
         }
         for trace in self.in_transit.iter().filter(|trace| trace.tenant == *tenant) {
-            traces.entry(trace.trace_id).or_default().extend_from_slice(&trace.segments);
+            add(trace.trace_id, None, &trace.segments);
         }
-        self.batches.traces_of(tenant, |trace_id, segments| traces.entry(trace_id).or_default().extend_from_slice(segments));
-        traces.into_iter().map(|(trace_id, segments)| RecentTrace { trace_id, segments }).collect()
+        self.batches.traces_of(tenant, &mut add);
+        self.unseen(tail, |segment| add(segment.trace_id, None, &[segment]));
+        let data = traces.into_iter().map(|(trace_id, parts)| RecentTrace { trace_id, parts }).collect();
+        RecentAnswer { data, published: self.batches.published(tenant).cloned().collect() }
+    }
+
+    /// What of the end of the log this worker will take in: of its own traces, spans that it has not seen. Those that it has seen are with
+    /// it or in blocks, however far they have come since the end was read.
+    fn unseen(&self, tail: &Tail, mut each: impl FnMut(Arc<Segment>)) {
+        let mut new: HashSet<(TraceId, SpanKey)> = HashSet::new();
+        for segment in tail.iter().filter(|segment| owner(&segment.tenant, segment.trace_id) % self.peers == self.index) {
+            let trace_id = segment.trace_id;
+            let mut is_new = |key: SpanKey| !self.live.has_seen(&segment.tenant, trace_id, key) && new.insert((trace_id, key));
+            let spans: Vec<_> = segment.spans.iter().filter(|span| is_new(span.key)).copied().collect();
+            if spans.len() == segment.spans.len() {
+                each(Arc::clone(segment));
+            } else if !spans.is_empty() {
+                each(Arc::new(Segment { spans, ..Segment::clone(segment) }));
+            }
+        }
     }
 
     fn committed(&mut self, blocks: &[BlockId]) {
@@ -217,6 +281,17 @@ impl State {
 
 type SharedState = Rc<RefCell<State>>;
 
+/// Adds segments to the part of a trace that shares their fate.
+fn add_part(parts: &mut Vec<RecentPart>, going: Option<BlockId>, segments: &[Arc<Segment>]) {
+    if segments.is_empty() {
+        return;
+    }
+    match parts.iter_mut().find(|part| part.going == going) {
+        Some(part) => part.segments.extend_from_slice(segments),
+        None => parts.push(RecentPart { going, segments: segments.to_vec() }),
+    }
+}
+
 /// Which worker owns a trace.
 fn owner(tenant: &Tenant, trace_id: TraceId) -> u64 {
     use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -238,14 +313,22 @@ pub(crate) fn run(worker: &mut Worker, mut start: Start) -> Result<(), String> {
     });
     // The last worker to come here gives back the memory.
     let known = std::mem::take(&mut start.known);
+    let mut uncounted = Uncounted::default();
     for known in known.iter().filter(|known| owner(&known.tenant, known.trace_id) % peers as u64 == index as u64) {
         live.remember(&known.tenant, known.trace_id, &known.keys);
+        if start.generator.is_some() && !known.is_counted {
+            uncounted.0.entry((known.tenant.clone(), known.trace_id)).or_default().extend(&known.keys);
+        }
     }
     drop(known);
-    let batches = Batches::new(batch::Limits {
+    let mut batches = Batches::new(batch::Limits {
         bytes: start.settings.max_block_bytes / peers,
         age: ticks.spanning(start.settings.max_block_duration),
+        published: ticks.spanning(start.settings.published_window),
     });
+    for meta in std::mem::take(&mut start.published) {
+        batches.remember(meta, start.start_tick);
+    }
     let state = Rc::new(RefCell::new(State {
         live,
         batches,
@@ -255,27 +338,28 @@ pub(crate) fn run(worker: &mut Worker, mut start: Start) -> Result<(), String> {
         uploaded: Vec::new(),
         flushes: Vec::new(),
         activators: Vec::new(),
+        index: index as u64,
+        peers: peers as u64,
     }));
     let checkpoint_every = ticks.spanning(start.settings.checkpoint_interval);
     let probe = ProbeHandle::new();
     let uploader = Rc::new(RefCell::new(start.uploader));
 
+    let checkpoints = Checkpoints { every: checkpoint_every, start: start.start_tick };
+
     let (segments, marks) = worker.dataflow_named::<u64, _, _>("rubato", |scope| {
-        let (segments, segment_stream): (InputHandleVec<u64, Segment>, _) = Input::new_input(&scope);
+        let (segments, segment_stream): (InputHandleVec<u64, Arrived>, _) = Input::new_input(&scope);
         let (marks, mark_stream): (InputHandleVec<u64, Mark>, _) = Input::new_input(&scope);
-        // The metrics operators attach to the first output.
-        let (_first_seen, cut) = live_traces(
-            scope,
-            segment_stream,
-            Rc::clone(&state),
-            Arc::clone(&start.metrics),
-            checkpoint_every,
-            start.start_tick,
-            start.counted,
-        );
+        let (first_seen, cut) =
+            live_traces(scope, segment_stream, Rc::clone(&state), Arc::clone(&start.metrics), checkpoints, start.counted, uncounted);
         let outcomes = block_batch(scope, cut, Rc::clone(&state), Rc::clone(&uploader), index, start.wal_id);
         let outcomes = outcomes.probe_with(&probe);
-        commit(scope, outcomes, mark_stream, peers, start.mailbox.clone());
+        let shards = start.generator.take().map(|generator| {
+            let routes = generator.routes.clone();
+            let (observer, accumulator) = generator.begin(&start.settings, index, peers);
+            operators::attach(scope, first_seen, observer, accumulator, &routes, checkpoints).probe_with(&probe)
+        });
+        commit(scope, outcomes, mark_stream, shards, peers, start.mailbox.clone());
         (segments, marks)
     });
 
@@ -346,15 +430,34 @@ pub(crate) fn run(worker: &mut Worker, mut start: Start) -> Result<(), String> {
     outcome
 }
 
+impl GeneratorStart {
+    /// The state of one worker: of what was restored, what it owns.
+    fn begin(self, settings: &Settings, index: usize, peers: usize) -> (Observer, Accumulator) {
+        let Self { tenants, metrics, mut routes, restored } = self;
+        let ticks = Ticks::new(settings.tick);
+        let stale = ticks.spanning(settings.stale_duration);
+        let is_mine = |hash: u64| hash % peers as u64 == index as u64;
+        let series: Vec<_> = restored.contents.series.iter().filter(|there| is_mine(routes.of(&there.series))).collect();
+        let series = series.into_iter().map(|accumulated| (**accumulated).clone());
+        let accumulator = Accumulator::new(Arc::clone(&tenants), routes.clone(), Arc::clone(&metrics), peers, stale, series);
+        let halves = restored.contents.halves.iter().filter(|(tenant, half)| is_mine(owner(tenant, half.trace_id))).cloned().collect();
+        let period = ticks.spanning(settings.checkpoint_interval);
+        let setup = Setup { source: tenants, ticks, workers: peers, metrics, period, forget_every: stale };
+        let mut observer = Observer::new(setup);
+        observer.restore(restored.counted.clone(), halves);
+        (observer, accumulator)
+    }
+}
+
 fn answer(state: &SharedState, request: Request) {
     let mut state = state.borrow_mut();
     // A reply that nobody waits for any more is no error.
     match request {
-        Request::Trace { tenant, trace_id, reply } => {
-            let _ = reply.send(state.trace(&tenant, trace_id));
+        Request::Trace { tenant, trace_id, tail, reply } => {
+            let _ = reply.send(state.trace(&tenant, trace_id, &tail));
         }
-        Request::Traces { tenant, reply } => {
-            let _ = reply.send(state.traces(&tenant));
+        Request::Traces { tenant, tail, reply } => {
+            let _ = reply.send(state.traces(&tenant, &tail));
         }
         Request::Committed(blocks) => state.committed(&blocks),
         Request::Flush { reply } => {
@@ -381,22 +484,22 @@ fn relieve(state: &SharedState, shared: &Shared) {
 /// the log is read again only to be stored), and what was cut.
 fn live_traces<'scope>(
     scope: Scope<'scope, u64>,
-    segments: StreamVec<'scope, u64, Segment>,
+    segments: StreamVec<'scope, u64, Arrived>,
     state: SharedState,
     metrics: Arc<Metrics>,
-    checkpoint_every: u64,
-    start_tick: u64,
+    checkpoints: Checkpoints,
     counted: Position,
-) -> (StreamVec<'scope, u64, Arc<Segment>>, StreamVec<'scope, u64, Cut>) {
+    mut uncounted: Uncounted,
+) -> (StreamVec<'scope, u64, Arrival>, StreamVec<'scope, u64, Cut>) {
     let mut builder = OperatorBuilder::new("LiveTraces".to_owned(), scope);
-    let exchange = Exchange::new(|segment: &Segment| owner(&segment.tenant, segment.trace_id));
+    let exchange = Exchange::new(|arrived: &Arrived| owner(&arrived.segment.tenant, arrived.segment.trace_id));
     let mut input = builder.new_input(segments, exchange);
     let (first_seen, first_seen_stream) = builder.new_output();
     let (cut, cut_stream) = builder.new_output();
-    let mut first_seen = OutputBuilder::<_, CapacityContainerBuilder<Vec<Arc<Segment>>>>::from(first_seen);
+    let mut first_seen = OutputBuilder::<_, CapacityContainerBuilder<Vec<Arrival>>>::from(first_seen);
     let mut cut = OutputBuilder::<_, CapacityContainerBuilder<Vec<Cut>>>::from(cut);
     state.borrow_mut().activators.push(scope.activator_for(builder.operator_info().address));
-    let mut last_report = checkpoint_before(start_tick, checkpoint_every);
+    let mut last_report = checkpoint_before(checkpoints.start, checkpoints.every);
 
     builder.build(move |mut capabilities| {
         // Only the second output is ever used with a capability of our own: cuts happen when time passes.
@@ -410,8 +513,11 @@ fn live_traces<'scope>(
                 let tick = time.least().copied().unwrap_or_default();
                 let mut session = first_seen.session(&time);
                 let (mut spans, mut duplicates) = (0, 0);
-                for segment in segments.drain(..) {
+                for Arrived { segment, at } in segments.drain(..) {
                     spans += segment.spans.len();
+                    if !uncounted.0.is_empty() {
+                        uncounted.take(&segment, counted).into_iter().for_each(|segment| session.give((segment, at)));
+                    }
                     let pushed = live.push(segment, tick);
                     duplicates += pushed.duplicates;
                     if pushed.began {
@@ -420,7 +526,7 @@ fn live_traces<'scope>(
                         metrics.traces_created.with_label_values(&[tenant]).inc();
                     }
                     if let Some(segment) = pushed.first_seen.filter(|segment| segment.position >= counted) {
-                        session.give(segment);
+                        session.give((segment, at));
                     }
                 }
                 metrics.spans.inc_by(spans as u64);
@@ -438,6 +544,7 @@ fn live_traces<'scope>(
                 session.give(Cut::Trace(trace));
             };
             if *replayed {
+                uncounted.0.clear();
                 live.replayed(frontier);
             }
             live.advance(frontier, &mut give);
@@ -445,7 +552,7 @@ fn live_traces<'scope>(
                 live.cut_all(frontier, &mut give);
                 session.give(Cut::All);
             }
-            let due = checkpoint_before(frontier, checkpoint_every);
+            let due = checkpoint_before(frontier, checkpoints.every);
             if due > last_report {
                 last_report = due;
                 session.give(Cut::Held { tick: due, oldest: live.oldest() });
@@ -539,16 +646,21 @@ fn commit<'scope>(
     scope: Scope<'scope, u64>,
     outcomes: StreamVec<'scope, u64, Outcome>,
     marks: StreamVec<'scope, u64, Mark>,
+    shards: Option<StreamVec<'scope, u64, Shard>>,
     workers: usize,
     mailbox: Option<Arc<Mailbox>>,
 ) {
     let mut builder = OperatorBuilder::new("Commit".to_owned(), scope);
     let mut outcomes = builder.new_input(outcomes, Exchange::new(|_: &Outcome| 0));
     let mut marks = builder.new_input(marks, Exchange::new(|_: &Mark| 0));
-    let mut collector = Collector::new(workers);
+    let mut collector = Collector::new(workers, shards.is_some());
+    let mut shards = shards.map(|shards| builder.new_input(shards, Exchange::new(|_: &Shard| 0)));
     builder.build(move |_| {
         move |_| {
             marks.for_each(|_, marks| marks.drain(..).for_each(|mark| collector.mark(mark)));
+            if let Some(shards) = &mut shards {
+                shards.for_each(|_, shards| shards.drain(..).for_each(|shard| collector.shard(shard)));
+            }
             outcomes.for_each(|_, outcomes| outcomes.drain(..).for_each(|outcome| collector.outcome(outcome)));
             if let (Some(checkpoint), Some(mailbox)) = (collector.complete(), &mailbox) {
                 mailbox.put(checkpoint);
@@ -567,17 +679,20 @@ mod tests {
     fn a_flush_does_not_wait_for_a_block_that_will_never_be() {
         let mut state = State {
             live: LiveTraces::new(live::Limits { idle: 1, live: 1, window: 1, max_bytes: 1 }),
-            batches: Batches::new(batch::Limits { bytes: 100, age: 1 }),
+            batches: Batches::new(batch::Limits { bytes: 100, age: 1, published: 1 }),
             in_transit: VecDeque::new(),
             cut_all: false,
             replayed: false,
             uploaded: Vec::new(),
             flushes: Vec::new(),
             activators: Vec::new(),
+            index: 0,
+            peers: 1,
         };
         let (tenant, trace_id) = (Tenant::single(), TraceId([1; 16]));
         let span = SpanRef {
             key: SpanKey { span_id: 1, kind: 1 },
+            start_ns: 0,
             resource: storage::otlp::Slice::default(),
             scope: storage::otlp::Slice::default(),
             span: storage::otlp::Slice::default(),

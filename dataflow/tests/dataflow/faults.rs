@@ -4,7 +4,7 @@ use std::{
     fmt,
     ops::Range,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -22,6 +22,8 @@ pub(crate) struct Faults {
     puts_refused: AtomicBool,
     manifests_refused: AtomicBool,
     metas_refused: AtomicBool,
+    refused_part: Mutex<Option<&'static str>>,
+    refusals: AtomicUsize,
     puts: AtomicUsize,
     manifests_with_blocks: AtomicUsize,
 }
@@ -39,6 +41,17 @@ impl Faults {
         self.metas_refused.store(refuse, Ordering::SeqCst);
     }
 
+    /// Refuses to write objects in whose names this occurs.
+    pub(crate) fn refuse_named(&self, part: Option<&'static str>) {
+        *self.refused_part.lock().expect("not poisoned") = part;
+        self.refusals.store(0, Ordering::SeqCst);
+    }
+
+    /// How often that was refused.
+    pub(crate) fn refusals(&self) -> usize {
+        self.refusals.load(Ordering::SeqCst)
+    }
+
     /// Data files written.
     pub(crate) fn puts(&self) -> usize {
         self.puts.load(Ordering::SeqCst)
@@ -51,6 +64,10 @@ impl Faults {
 
     fn check(&self, location: &Path, payload: &PutPayload) -> Result<()> {
         let name = location.filename().unwrap_or_default();
+        if self.refused_part.lock().expect("not poisoned").is_some_and(|part| name.contains(part)) {
+            self.refusals.fetch_add(1, Ordering::SeqCst);
+            return Err(Error::Generic { store: "faulty", source: "refused by the test".into() });
+        }
         let refused = if name.starts_with("manifest-") {
             &self.manifests_refused
         } else if name == "meta.json" {

@@ -1,7 +1,7 @@
 //! Starts a dataflow over a log in a temporary folder and a bucket in memory, and reads back what it holds.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     path::Path,
     sync::{
@@ -13,7 +13,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use dataflow::{Components, Dataflow, Settings, manifest::ManifestStore};
+use dataflow::{
+    Components, Dataflow, Settings,
+    generator::{Generator, Snapshots, Tenants},
+    manifest::ManifestStore,
+};
 use object_store::{ObjectStore, memory::InMemory};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
@@ -112,7 +116,8 @@ pub(crate) struct Harness {
     objects: Arc<dyn ObjectStore>,
     faults: Arc<Faults>,
     registry: prometheus::Registry,
-    running: Option<(Dataflow, Components)>,
+    generator: Option<Generator>,
+    running: Option<(Arc<Dataflow>, Components)>,
 }
 
 impl Harness {
@@ -121,12 +126,21 @@ impl Harness {
     }
 
     pub(crate) fn with_clock(settings: Settings, clock: BadClock) -> Self {
+        Self::with(settings, clock, None)
+    }
+
+    /// With a metrics-generator.
+    pub(crate) fn generating(settings: Settings, tenants: Arc<dyn Tenants>) -> Self {
+        Self::with(settings, BadClock::default(), Some(Generator { tenants, snapshots: Snapshots::default() }))
+    }
+
+    fn with(settings: Settings, clock: BadClock, generator: Option<Generator>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         let faults = Arc::new(Faults::default());
         let objects = Arc::new(Faulty { inner: InMemory::new(), faults: Arc::clone(&faults) });
         let folder = tempfile::tempdir().expect("folder");
-        let mut harness =
-            Self { clock: Arc::new(clock), runtime, folder, objects, faults, registry: prometheus::Registry::new(), running: None };
+        let (clock, registry) = (Arc::new(clock), prometheus::Registry::new());
+        let mut harness = Self { clock, runtime, folder, objects, faults, registry, generator, running: None };
         harness.start(settings, |_| {});
         harness
     }
@@ -151,10 +165,11 @@ impl Harness {
             block_settings: Arc::new(block::Settings::default()),
             manifests: ManifestStore::new(Arc::clone(&self.objects), "rubato-manifests"),
             clock,
+            generator: self.generator.clone(),
             runtime: self.runtime.handle().clone(),
         };
         let dataflow = Dataflow::start(settings, components.clone(), &self.registry).expect("dataflow");
-        self.running = Some((dataflow, components));
+        self.running = Some((Arc::new(dataflow), components));
     }
 
     /// Ends the dataflow wherever it is, and begins again from the log and the bucket.
@@ -173,6 +188,26 @@ impl Harness {
 
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
+    }
+
+    /// What the generator shows.
+    pub(crate) fn snapshots(&self) -> &Snapshots {
+        &self.generator.as_ref().expect("a harness that generates").snapshots
+    }
+
+    pub(crate) fn dataflow(&self) -> &Dataflow {
+        &self.running.as_ref().expect("running").0
+    }
+
+    /// Where commits are recorded.
+    pub(crate) fn manifests(&self) -> &ManifestStore {
+        &self.components().manifests
+    }
+
+    /// Asks for a flush and does not wait for it.
+    pub(crate) fn begin_flush(&self) {
+        let dataflow = Arc::clone(&self.running.as_ref().expect("running").0);
+        self.runtime.spawn(async move { dataflow.flush().await });
     }
 
     fn components(&self) -> &Components {
@@ -213,19 +248,25 @@ impl Harness {
         self.running.as_ref().expect("running").0.shutdown().await;
     }
 
-    /// The spans of a trace, from recent data first and the listed blocks afterwards, each once.
+    /// The spans of a trace. Fails when one is there twice: reads the list of blocks, then recent data, then the blocks that the list or the
+    /// answer names; what goes into one of them does not count.
     pub(crate) async fn read(&self, tenant: &Tenant, trace_id: TraceId) -> Vec<u64> {
         let (dataflow, components) = self.running.as_ref().expect("running");
+        let listed = components.blocklist.stages(tenant);
         let recent = dataflow.trace(tenant, trace_id).await.expect("recent data");
-        let mut spans: Vec<u64> = recent.iter().flat_map(|segment| &segment.spans).map(|span| span.key.span_id).collect();
-        for meta in components.blocklist.blocks(tenant).iter() {
-            let reader = Reader::open(&components.store, Arc::clone(meta)).await.expect("block");
+        let mut known: BTreeSet<_> = listed.compacted.iter().map(|compacted| compacted.meta.block_id).collect();
+        let blocks: Vec<_> = listed.live.iter().chain(&recent.published).filter(|meta| known.insert(meta.block_id)).cloned().collect();
+        let counted = recent.data.iter().filter(|part| part.going.is_none_or(|block| !known.contains(&block)));
+        let counted = counted.flat_map(|part| &part.segments).flat_map(|segment| &segment.spans);
+        let mut spans: Vec<u64> = counted.map(|span| span.key.span_id).collect();
+        for meta in blocks {
+            let reader = Reader::open(&components.store, meta).await.expect("block");
             if let Some(trace) = reader.find(trace_id).await.expect("block") {
                 spans.extend(span_ids(&trace.resource_spans));
             }
         }
         spans.sort_unstable();
-        spans.dedup();
+        assert!(spans.windows(2).all(|pair| pair[0] < pair[1]), "trace {trace_id} has spans twice: {spans:x?}");
         spans
     }
 

@@ -1,6 +1,7 @@
 //! The dataflow over a real log and an in-memory bucket.
 
 mod faults;
+mod generator;
 mod harness;
 mod mishaps;
 

@@ -1,0 +1,123 @@
+//! Service graphs: from first-seen spans to the sums of each tick, on one core, beside the same spans when nobody's half is among them.
+
+use std::{hint::black_box, time::Duration};
+
+use bytes::Bytes;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use dataflow::{
+    generator::{
+        Agg, Exemplar, FirstSeen, Observe, Series,
+        attributes::{self, RESOURCE_ATTRIBUTES},
+        service_graph::ServiceGraph,
+        settings::{Common, ServiceGraphs},
+    },
+    tick::Ticks,
+};
+use storage::{
+    id::Tenant,
+    otlp::{self, SpanEntry, Walk, wire::Fields, wire::Value},
+    synthetic,
+};
+
+/// 20 requests of 1000 spans to a tick, as 250 ms of a busy minute.
+const REQUESTS_PER_TICK: usize = 20;
+
+/// Counts what is handed out.
+#[derive(Debug, Default)]
+struct Count(usize);
+
+impl Observe for Count {
+    fn observe(&mut self, _: &Series, _: &Agg) {
+        self.0 += 1;
+    }
+
+    fn exemplar(&mut self, _: &Series, _: Exemplar) {}
+}
+
+/// What the operator reads of every span before it asks the processors.
+struct Scanned {
+    request: usize,
+    entry: SpanEntry,
+    parent_span_id: u64,
+    status: i32,
+    service: String,
+}
+
+fn scan(requests: &[Bytes]) -> Vec<Scanned> {
+    let (mut walk, mut scanned) = (Walk::default(), Vec::new());
+    for (request, body) in requests.iter().enumerate() {
+        otlp::index(body, &mut walk).expect("synthetic requests are valid");
+        for entry in &walk.spans {
+            let (mut parent_span_id, mut status) = (0, 0);
+            for field in Fields::within(body, entry.span).map(|field| field.expect("valid")) {
+                match (field.number, field.value) {
+                    (4, Value::Bytes(id)) => parent_span_id = u64::from_be_bytes(id.try_into().expect("8 bytes")),
+                    (15, Value::Bytes(message)) => {
+                        let code = Fields::new(message).filter_map(Result::ok).find(|field| field.number == 3);
+                        status = i32::from(code.is_some_and(|code| code.value == Value::Varint(2))) * 2;
+                    }
+                    _ => {}
+                }
+            }
+            let resource = entry.resource.of(body).expect("inside");
+            let service = attributes::find(resource, RESOURCE_ATTRIBUTES, b"service.name").and_then(attributes::text);
+            scanned.push(Scanned { request, entry: *entry, parent_span_id, status, service: service.expect("named").into_owned() });
+        }
+    }
+    scanned
+}
+
+fn run(requests: &[Bytes], spans: &[Scanned], settings: &ServiceGraphs, kind: Option<i32>) -> usize {
+    let ticks = Ticks::new(Duration::from_millis(250));
+    let mut graph = ServiceGraph::new(Tenant::single(), settings, &Common::default(), ticks, 1);
+    let mut count = Count::default();
+    let mut tick = 0;
+    for Scanned { request, entry, parent_span_id, status, service } in spans {
+        let now = (request / REQUESTS_PER_TICK) as u64;
+        if now > tick {
+            graph.advance(tick, &mut count);
+            tick = now;
+        }
+        let body = &requests[*request];
+        let span = FirstSeen {
+            trace_id: entry.trace_id,
+            span_id: entry.key.span_id,
+            parent_span_id: *parent_span_id,
+            kind: kind.unwrap_or(entry.key.kind),
+            status: *status,
+            start_ns: entry.start_ns,
+            end_ns: entry.end_ns,
+            service,
+            name: b"",
+            resource: entry.resource.of(body).unwrap_or_default(),
+            span: entry.span.of(body).unwrap_or_default(),
+        };
+        graph.push(&span, tick);
+    }
+    graph.advance(tick, &mut count);
+    count.0
+}
+
+fn bench(criterion: &mut Criterion) {
+    let requests = synthetic::requests(1, 20_000);
+    let spans = scan(&requests);
+    // Twice as many may wait as in a process with room for the default load.
+    let settings = ServiceGraphs { max_items: 100_000, ..ServiceGraphs::default() };
+    let dimensions = ServiceGraphs {
+        dimensions: ["service.namespace", "http.request.method", "k8s.cluster.name"].map(str::to_owned).to_vec(),
+        enable_client_server_prefix: true,
+        ..settings.clone()
+    };
+    let mut group = criterion.benchmark_group("service_graph");
+    group.sample_size(20).throughput(Throughput::Elements(spans.len() as u64));
+    for (name, settings, kind) in
+        [("default", &settings, None), ("three dimensions", &dimensions, None), ("internal spans only", &settings, Some(1))]
+    {
+        let id = BenchmarkId::from_parameter(name);
+        group.bench_with_input(id, settings, |bencher, settings| bencher.iter(|| black_box(run(&requests, &spans, settings, kind))));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

@@ -1,0 +1,270 @@
+//! Checkpoints of the generator: what workers report, and how it is kept on the bucket.
+//!
+//! A commit writes two objects beside the manifest that names them, each once under a name of its own: all series and waiting halves as
+//! of the checkpoint tick (`generator-<sequence>-<uuid>.json.zst`), and the identities of the spans counted since the commit before
+//! (`generator-<sequence>-<uuid>.ids`, see [`super::identities`]). An object that no manifest names is garbage of a crash.
+//!
+//! Layouts and tenants repeat from series to series, so they are listed once and series say which.
+
+use std::{collections::HashMap, error::Error, io::Read, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use storage::id::Tenant;
+
+use super::{
+    agg::Agg,
+    identities::{self, Identities},
+    metrics::Metrics,
+    series::{Definition, Family, Labels, Layout, Series},
+    service_graph::Half,
+    snapshot::{Accumulated, Snapshot, Snapshots},
+};
+use crate::{
+    commit::Generated,
+    manifest::{IdentitiesObject, Manifest, ManifestError, ManifestStore},
+    tick::Ticks,
+    upload::Backoff,
+};
+
+/// What a worker reports as of a checkpoint tick.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Shard {
+    pub(crate) tick: u64,
+    pub(crate) part: Part,
+}
+
+/// Each worker reports one of each.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Part {
+    /// Its series, and whether they have changed since its last report.
+    Series { series: Vec<Arc<Accumulated>>, changed: bool },
+    /// Identities of the spans that it has seen since its last report, the halves that wait, and whether those may have changed.
+    Observed { identities: Vec<u64>, halves: Vec<(Tenant, Half)>, changed: bool },
+}
+
+/// Everything as of a checkpoint tick.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Contents {
+    pub(crate) series: Vec<Arc<Accumulated>>,
+    pub(crate) halves: Vec<(Tenant, Half)>,
+}
+
+const VERSION: u32 = 1;
+
+/// More than this is not decompressed.
+const MAX_BYTES: u64 = 4 << 30;
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    version: u32,
+    tick: u64,
+    tenants: Vec<Tenant>,
+    layouts: Vec<Arc<Layout>>,
+    series: Vec<Row>,
+    halves: Vec<(Tenant, Half)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Row {
+    tenant: usize,
+    family: Family,
+    labels: Labels,
+    layout: usize,
+    agg: Agg,
+    first: u64,
+    last: u64,
+}
+
+/// Why an object cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckpointError {
+    #[error("cannot be decompressed")]
+    Compression(#[from] std::io::Error),
+    #[error("is not what it should be")]
+    Json(#[from] serde_json::Error),
+    #[error("has version {0}, this program knows {VERSION}")]
+    Version(u32),
+    #[error("refers to tenant or layout {0}, which it does not have")]
+    Reference(usize),
+}
+
+impl Contents {
+    pub(crate) fn encode(&self, tick: u64) -> Result<Vec<u8>, CheckpointError> {
+        let (mut tenants, mut layouts) = (Vec::new(), Vec::<Arc<Layout>>::new());
+        let (mut tenant_of, mut layout_of) = (HashMap::new(), HashMap::new());
+        let rows = self.series.iter().map(|accumulated| {
+            let Definition { tenant, family, labels, layout } = accumulated.series.definition();
+            let tenant = *tenant_of.entry(tenant.clone()).or_insert_with(|| {
+                tenants.push(tenant.clone());
+                tenants.len() - 1
+            });
+            let layout = *layout_of.entry(Arc::as_ptr(layout)).or_insert_with(|| {
+                layouts.push(Arc::clone(layout));
+                layouts.len() - 1
+            });
+            let Accumulated { agg, first, last, .. } = &**accumulated;
+            Row { tenant, family: *family, labels: labels.clone(), layout, agg: agg.clone(), first: *first, last: *last }
+        });
+        let series = rows.collect();
+        let file = File { version: VERSION, tick, tenants, layouts, series, halves: self.halves.clone() };
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
+        encoder.include_checksum(true)?;
+        serde_json::to_writer(&mut encoder, &file)?;
+        Ok(encoder.finish()?)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, CheckpointError> {
+        let mut text = Vec::new();
+        zstd::Decoder::new(bytes)?.take(MAX_BYTES).read_to_end(&mut text)?;
+        let file: File = serde_json::from_slice(&text)?;
+        if file.version != VERSION {
+            return Err(CheckpointError::Version(file.version));
+        }
+        let accumulated = |row: Row| {
+            let tenant = file.tenants.get(row.tenant).ok_or(CheckpointError::Reference(row.tenant))?.clone();
+            let layout = Arc::clone(file.layouts.get(row.layout).ok_or(CheckpointError::Reference(row.layout))?);
+            let series = Series::new(Definition { tenant, family: row.family, labels: row.labels, layout });
+            Ok(Arc::new(Accumulated { series, agg: row.agg, first: row.first, last: row.last, exemplars: Vec::new() }))
+        };
+        Ok(Self { series: file.series.into_iter().map(accumulated).collect::<Result<_, CheckpointError>>()?, halves: file.halves })
+    }
+}
+
+/// Keeps checkpoints beside the manifests, and publishes what has been committed.
+#[derive(Clone, Debug)]
+pub(crate) struct Keeper {
+    pub(crate) snapshots: Snapshots,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) ticks: Ticks,
+    /// Identities are listed for this many ticks.
+    pub(crate) window: u64,
+}
+
+/// What a generation begins with.
+#[derive(Debug, Default)]
+pub(crate) struct Restored {
+    pub(crate) contents: Contents,
+    pub(crate) counted: Option<Arc<Identities>>,
+}
+
+impl Keeper {
+    /// Writes what the manifest is going to name, however long it takes, and names it there.
+    ///
+    /// # Errors
+    /// It cannot be encoded, so there must be no manifest that says that it was counted.
+    pub(crate) async fn write(&self, store: &ManifestStore, manifest: &mut Manifest, generated: &Generated) -> Result<(), ManifestError> {
+        let (tick, sequence) = (manifest.tick, manifest.sequence);
+        let is_first = manifest.generator.is_none();
+        if is_first && generated.contents == Contents::default() && generated.identities.is_empty() {
+            return Ok(());
+        }
+        let objects = manifest.generator.get_or_insert_default();
+        objects.identities.retain(|identities| identities.tick.saturating_add(self.window) >= tick);
+        if is_first || generated.changed || objects.series.is_empty() {
+            let contents = generated.contents.clone();
+            let encode = tokio::task::spawn_blocking(move || contents.encode(tick).map_err(Into::into));
+            let encoded: Result<Vec<u8>, Box<dyn Error + Send + Sync>> = encode.await.unwrap_or_else(|died| Err(died.into()));
+            let bytes = encoded.map_err(ManifestError::Encode)?.into();
+            objects.series = self.put(store, sequence, "json.zst", "series", bytes).await;
+        }
+        if !generated.identities.is_empty() {
+            let bytes = identities::encode(&generated.identities).into();
+            objects.identities.push(IdentitiesObject { object: self.put(store, sequence, "ids", "identities", bytes).await, tick });
+        }
+        Ok(())
+    }
+
+    async fn put(&self, store: &ManifestStore, sequence: u64, extension: &str, content: &str, body: Bytes) -> String {
+        let mut backoff = Backoff::default();
+        loop {
+            match store.put_object(sequence, extension, body.clone()).await {
+                Ok(name) => {
+                    self.metrics.checkpoint_bytes.with_label_values(&[content]).inc_by(body.len() as u64);
+                    return name;
+                }
+                Err(error) => backoff.wait("checkpoint of the metrics-generator", &error).await,
+            }
+        }
+    }
+
+    /// Shows what a manifest that is on the bucket holds.
+    pub(crate) fn publish(&self, manifest: &Manifest, contents: &Contents) {
+        let mut tenants: HashMap<Tenant, Vec<Arc<Accumulated>>> = HashMap::new();
+        for accumulated in &contents.series {
+            tenants.entry(accumulated.series.tenant().clone()).or_default().push(Arc::clone(accumulated));
+        }
+        let sorted = |mut series: Vec<Arc<Accumulated>>| {
+            series.sort_unstable_by_key(|accumulated| accumulated.series.id());
+            Arc::from(series)
+        };
+        let tenants = tenants.into_iter().map(|(tenant, series)| (tenant, sorted(series))).collect();
+        let at = Duration::from_nanos(u64::try_from(self.ticks.length().as_nanos()).unwrap_or(u64::MAX).saturating_mul(manifest.tick + 1));
+        self.snapshots.publish(Snapshot { sequence: manifest.sequence, tick: manifest.tick, at, tenants });
+    }
+
+    /// Reads what a manifest names, and shows it. What is gone or corrupt is counted and told, and passed over: no waiting brings it back.
+    ///
+    /// # Errors
+    /// The store refused.
+    pub(crate) async fn restore(&self, store: &ManifestStore, manifest: &Manifest) -> Result<Restored, ManifestError> {
+        let Some(objects) = &manifest.generator else { return Ok(Restored::default()) };
+        let lost = |object: &str, cause: &str| {
+            tracing::error!(object, cause, "checkpoint of the metrics-generator is lost, its series begin anew");
+            self.metrics.lost_checkpoints.inc();
+        };
+        let contents = match store.get_object(&objects.series).await?.map(|bytes| Contents::decode(&bytes)) {
+            Some(Ok(contents)) => contents,
+            Some(Err(error)) => {
+                lost(&objects.series, &error.to_string());
+                Contents::default()
+            }
+            None => {
+                lost(&objects.series, "it is not there");
+                Contents::default()
+            }
+        };
+        let mut counted = Identities::until(manifest.tick.saturating_add(self.window));
+        for IdentitiesObject { object, .. } in &objects.identities {
+            match store.get_object(object).await?.as_deref().and_then(identities::decode) {
+                Some(identities) => counted.extend(&identities),
+                None => tracing::warn!(object, "identities of counted spans cannot be read: late copies of them may count twice"),
+            }
+        }
+        self.publish(manifest, &contents);
+        Ok(Restored { contents, counted: (!counted.is_empty()).then(|| Arc::new(counted)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generator::{Parts, Weight};
+
+    fn contents() -> Contents {
+        let layout = Arc::new(Layout { parts: Parts::ALL, classic: Some([0.1, 1.0].into()), native: Some(3) });
+        let accumulated = |n: u64| {
+            let tenant = Tenant::new(if n.is_multiple_of(2) { "a" } else { "b" }).expect("valid");
+            let labels = Labels::new(vec![("service".into(), format!("service {n}").into())]);
+            let series = Series::new(Definition { tenant, family: Family::SpanMetrics, labels, layout: Arc::clone(&layout) });
+            let mut agg = Agg { sum: i128::MAX - i128::from(n), size: -5, ..Agg::counted(Weight(i128::MIN + 7)) };
+            agg.classic.add(2, Weight(3));
+            agg.native.add(i32::MIN, Weight(i128::from(n) + 1));
+            Arc::new(Accumulated { series, agg, first: n, last: u64::MAX, exemplars: Vec::new() })
+        };
+        Contents { series: (0..50).map(accumulated).collect(), halves: Vec::new() }
+    }
+
+    #[test]
+    fn comes_back_or_not_at_all() {
+        let contents = contents();
+        let bytes = contents.encode(7).expect("encodes");
+        assert_eq!(Contents::decode(&bytes).expect("decodes"), contents);
+        for cut in (0..bytes.len()).step_by(7) {
+            assert!(Contents::decode(&bytes[..cut]).is_err());
+            let mut flipped = bytes.clone();
+            flipped[cut] ^= 0x10;
+            assert!(Contents::decode(&flipped).map_or(true, |there| there == contents), "the checksum tells");
+        }
+    }
+}

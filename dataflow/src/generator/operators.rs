@@ -1,0 +1,210 @@
+//! The generator's operators: [`Observer`] and [`Accumulator`] wired into the dataflow, with a differential arrangement between them.
+//!
+//! ```text
+//!  first seen ──Pipeline──► Observe ──(Series, tick, Agg)──► arrange, Exchange(route) ──Pipeline──► Accumulate
+//!                             │ └─────(Series, Exemplar)─────────────────────────────Exchange(route)──► │
+//!                             └─ identities, halves ─────────────────────► Shard ◄──────────────────────┘ series
+//! ```
+//!
+//! Both operators apply everything strictly in the order of ticks: what comes early waits. So what they report as of a checkpoint tick is
+//! exactly what arrived up to it, on every worker. Nobody keeps the arrangement's trace, so it holds what its batcher has not sealed.
+
+use std::{collections::BTreeMap, mem, sync::Arc};
+
+use differential_dataflow::{
+    operators::arrange::arrangement::arrange_core,
+    trace::implementations::{KeyBatcher, KeySpine},
+};
+use storage::segment::Segment;
+use timely::{
+    container::CapacityContainerBuilder,
+    dataflow::{
+        Scope, StreamVec,
+        channels::pact::{Exchange, Pipeline},
+        operators::{
+            Capability, Concat,
+            generic::{OutputBuilder, builder_rc::OperatorBuilder},
+        },
+    },
+};
+
+use super::{
+    accumulate::{Accumulator, Routes},
+    agg::Agg,
+    checkpoint::{Part, Shard},
+    observe::Observer,
+    series::Series,
+    snapshot::Exemplar,
+};
+use crate::feed::checkpoint_before;
+
+/// A segment whose spans were seen for the first time, and when its record arrived, in Unix nanoseconds.
+pub(crate) type Arrival = (Arc<Segment>, u64);
+
+type Update = ((Series, ()), u64, Agg);
+type Example = (Series, Exemplar);
+
+/// What the first operator gives to the second one and to the commit.
+struct Observed<'scope> {
+    updates: StreamVec<'scope, u64, Update>,
+    exemplars: StreamVec<'scope, u64, Example>,
+    shards: StreamVec<'scope, u64, Shard>,
+}
+
+/// What arrived during one tick.
+#[derive(Default)]
+struct Tick {
+    updates: Vec<(Series, Agg)>,
+    exemplars: Vec<Example>,
+}
+
+/// When checkpoints are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Checkpoints {
+    pub(crate) every: u64,
+    /// None before this tick.
+    pub(crate) start: u64,
+}
+
+/// Attaches the generator to `first_seen`. Its output is what a commit needs of it.
+pub(crate) fn attach<'scope>(
+    scope: Scope<'scope, u64>,
+    first_seen: StreamVec<'scope, u64, Arrival>,
+    observer: Observer,
+    accumulator: Accumulator,
+    routes: &Routes,
+    checkpoints: Checkpoints,
+) -> StreamVec<'scope, u64, Shard> {
+    let Observed { updates, exemplars, shards } = observe(scope, first_seen, observer, checkpoints);
+    let mut route = routes.clone();
+    let pact = Exchange::new(move |((series, ()), _, _): &Update| route.of(series));
+    let arranged = arrange_core::<_, _, _, KeySpine<Series, u64, Agg>>(updates, pact, "Series", KeyBatcher::new);
+    let differences = arranged.as_collection(|series, ()| series.clone()).inner;
+    let accumulated = accumulate(scope, differences, exemplars, accumulator, routes.clone(), checkpoints);
+    shards.concat(accumulated)
+}
+
+fn observe<'scope>(
+    scope: Scope<'scope, u64>,
+    first_seen: StreamVec<'scope, u64, Arrival>,
+    mut observer: Observer,
+    checkpoints: Checkpoints,
+) -> Observed<'scope> {
+    let mut builder = OperatorBuilder::new("Observe".to_owned(), scope);
+    let mut input = builder.new_input(first_seen, Pipeline);
+    let (updates, update_stream) = builder.new_output();
+    let (exemplars, exemplar_stream) = builder.new_output();
+    let (shards, shard_stream) = builder.new_output();
+    let mut updates = OutputBuilder::<_, CapacityContainerBuilder<Vec<Update>>>::from(updates);
+    let mut exemplars = OutputBuilder::<_, CapacityContainerBuilder<Vec<Example>>>::from(exemplars);
+    let mut shards = OutputBuilder::<_, CapacityContainerBuilder<Vec<Shard>>>::from(shards);
+    let mut last_report = checkpoint_before(checkpoints.start, checkpoints.every);
+    // What came before its tick could be worked on.
+    let mut waiting: BTreeMap<u64, Vec<Arrival>> = BTreeMap::new();
+
+    builder.build(move |capabilities| {
+        let mut capabilities: Option<[Capability<u64>; 3]> = capabilities.try_into().ok();
+        move |frontiers| {
+            input.for_each(|time, arrivals| {
+                waiting.entry(time.least().copied().unwrap_or_default()).or_default().append(arrivals);
+            });
+            let frontier = frontiers[0].frontier().first().copied();
+            let Some(held) = capabilities.as_mut() else { return };
+            let (mut updates, mut exemplars, mut shards) = (updates.activate(), exemplars.activate(), shards.activate());
+            // Works on all that arrived up to `tick`, which nothing can follow.
+            let mut settle =
+                |observer: &mut Observer, waiting: &mut BTreeMap<u64, Vec<Arrival>>, held: &[Capability<u64>; 3], tick: u64| {
+                    let later = tick.checked_add(1).map_or_else(BTreeMap::new, |next| waiting.split_off(&next));
+                    let mut ticks: Vec<_> = mem::replace(waiting, later).into_iter().collect();
+                    if ticks.last().is_none_or(|(last, _)| *last < tick) {
+                        ticks.push((tick, Vec::new()));
+                    }
+                    for (tick, arrivals) in ticks {
+                        arrivals.iter().for_each(|(segment, at)| observer.push(segment, *at, tick));
+                        let at = (held[0].delayed(&tick.max(*held[0].time())), held[1].delayed(&tick.max(*held[1].time())));
+                        let (mut updates, mut exemplars) = (updates.session(&at.0), exemplars.session(&at.1));
+                        let emit = |series, agg| updates.give(((series, ()), tick.max(*at.0.time()), agg));
+                        observer.finish(tick, emit, |exemplar| exemplars.give(exemplar));
+                    }
+                };
+            let Some(frontier) = frontier else {
+                if let Some(last) = waiting.last_key_value().map(|(tick, _)| *tick) {
+                    settle(&mut observer, &mut waiting, held, last);
+                }
+                capabilities = None;
+                return;
+            };
+            let due = checkpoint_before(frontier, checkpoints.every);
+            if due > last_report {
+                last_report = due;
+                settle(&mut observer, &mut waiting, held, due);
+                shards.session(&held[2]).give(Shard { tick: due, part: observer.checkpoint() });
+            }
+            if let Some(passed) = frontier.checked_sub(1).filter(|passed| passed >= held[0].time()) {
+                settle(&mut observer, &mut waiting, held, passed);
+            }
+            // Of the tick that goes on, what is there already is worked on while it is fresh in the caches.
+            for (segment, at) in waiting.remove(&frontier).unwrap_or_default() {
+                observer.push(&segment, at, frontier);
+            }
+            held.iter_mut().for_each(|capability| capability.downgrade(&frontier));
+        }
+    });
+    Observed { updates: update_stream, exemplars: exemplar_stream, shards: shard_stream }
+}
+
+fn accumulate<'scope>(
+    scope: Scope<'scope, u64>,
+    differences: StreamVec<'scope, u64, (Series, u64, Agg)>,
+    exemplars: StreamVec<'scope, u64, Example>,
+    mut accumulator: Accumulator,
+    mut routes: Routes,
+    checkpoints: Checkpoints,
+) -> StreamVec<'scope, u64, Shard> {
+    let mut builder = OperatorBuilder::new("Accumulate".to_owned(), scope);
+    let mut differences = builder.new_input(differences, Pipeline);
+    let mut exemplars = builder.new_input(exemplars, Exchange::new(move |(series, _): &Example| routes.of(series)));
+    let (shards, shard_stream) = builder.new_output();
+    let mut shards = OutputBuilder::<_, CapacityContainerBuilder<Vec<Shard>>>::from(shards);
+    let mut last_report = checkpoint_before(checkpoints.start, checkpoints.every);
+    let mut waiting: BTreeMap<u64, Tick> = BTreeMap::new();
+
+    builder.build(move |mut capabilities| {
+        let mut capability = capabilities.pop();
+        move |frontiers| {
+            differences.for_each(|_, updates| {
+                for (series, tick, agg) in updates.drain(..) {
+                    waiting.entry(tick).or_default().updates.push((series, agg));
+                }
+            });
+            exemplars.for_each(|time, exemplars| {
+                waiting.entry(time.least().copied().unwrap_or_default()).or_default().exemplars.append(exemplars);
+            });
+            let Some(held) = capability.as_mut() else { return };
+            let mut settle = |accumulator: &mut Accumulator, next: u64| {
+                let later = waiting.split_off(&next);
+                for (tick, Tick { updates, exemplars }) in mem::replace(&mut waiting, later) {
+                    accumulator.apply(updates, tick);
+                    exemplars.iter().for_each(|(series, exemplar)| accumulator.exemplar(series, *exemplar));
+                }
+            };
+            // The smaller of the two; an input that has ended stands in nobody's way.
+            let frontier = frontiers.iter().filter_map(|frontier| frontier.frontier().first().copied()).min();
+            let Some(frontier) = frontier else {
+                settle(&mut accumulator, u64::MAX);
+                capability = None;
+                return;
+            };
+            let due = checkpoint_before(frontier, checkpoints.every);
+            if due > last_report {
+                last_report = due;
+                settle(&mut accumulator, due + 1);
+                let (series, changed) = accumulator.checkpoint(due);
+                shards.activate().session(&*held).give(Shard { tick: due, part: Part::Series { series, changed } });
+            }
+            settle(&mut accumulator, frontier);
+            held.downgrade(&frontier);
+        }
+    });
+    shard_stream
+}

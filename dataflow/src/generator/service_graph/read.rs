@@ -1,0 +1,264 @@
+//! Reads spans: from wire bytes to halves.
+//!
+//! ```text
+//!  span ── kind is neither client's nor server's ──► nothing (the common case: not a byte is looked at)
+//!     │
+//!     ▼
+//!  resource (remembered by its bytes)  +  span ──► Read { half, then: wait for the other | root | database }
+//! ```
+//!
+//! What is looked up in the resource first and then in the span, and what only in the span, is Tempo's choice, attribute by attribute.
+
+use std::{borrow::Cow, hash::BuildHasher, mem};
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+
+use super::{
+    attributes::{Found, KeyNumber, Keys, Memory},
+    halves::{Half, Key, Side},
+    intern::{Names, Symbol},
+};
+use crate::generator::{
+    FirstSeen, Weight,
+    attributes::{self, Any},
+    settings::ServiceGraphs,
+    span_metrics::sanitise,
+};
+
+/// OTLP's span kinds and status.
+const SERVER: i32 = 2;
+const CLIENT: i32 = 3;
+const PRODUCER: i32 = 4;
+const CONSUMER: i32 = 5;
+const STATUS_ERROR: i32 = 2;
+
+/// Bytes of resources remembered. A process sends all its requests with the same one.
+const MAX_RESOURCE_BYTES: usize = 4 << 20;
+
+/// Which half of a request a span is, by its kind, and whether it is of a message; none for other kinds.
+pub(super) fn side(kind: i32) -> Option<(Side, bool)> {
+    match kind {
+        CLIENT => Some((Side::Client, false)),
+        PRODUCER => Some((Side::Client, true)),
+        SERVER => Some((Side::Server, false)),
+        CONSUMER => Some((Side::Server, true)),
+        _ => None,
+    }
+}
+
+/// A span as half of a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Read {
+    pub(super) half: Half,
+    pub(super) then: Then,
+}
+
+/// What is to be done with a half.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Then {
+    /// The other half may come.
+    Wait,
+    /// Nobody has called it, so nobody will come.
+    Root,
+    /// The other side is this database.
+    Database(Symbol),
+}
+
+/// Reads spans as the settings of one tenant say.
+#[derive(Debug)]
+pub(super) struct Reader {
+    keys: Keys,
+    peer: Vec<KeyNumber>,
+    database: Vec<KeyNumber>,
+    peer_service: KeyNumber,
+    server_address: KeyNumber,
+    network_peer_address: KeyNumber,
+    network_peer_port: KeyNumber,
+    multiplier: Option<KeyNumber>,
+    dimensions: Vec<Dimension>,
+    resources: Resources,
+    // Lent for their memory.
+    pairs: Vec<(Symbol, Symbol)>,
+    memory: Memory,
+}
+
+#[derive(Debug)]
+struct Dimension {
+    key: KeyNumber,
+    /// Name of the label on a client's half.
+    client: String,
+    /// Name of the label on a server's half.
+    server: String,
+}
+
+impl Reader {
+    /// For these settings.
+    pub(super) fn new(settings: &ServiceGraphs) -> Self {
+        let mut keys = Keys::default();
+        let mut numbers = |names: &[String]| names.iter().map(|name| keys.number(name)).collect::<Vec<_>>();
+        let (peer, database) = (numbers(&settings.peer_attributes), numbers(&settings.database_name_attributes));
+        let prefixed = |side: &str, name: &str| match settings.enable_client_server_prefix {
+            true => sanitise(&format!("{side}_{name}")),
+            false => sanitise(name),
+        };
+        let dimension =
+            |name: &String| Dimension { key: keys.number(name), client: prefixed("client", name), server: prefixed("server", name) };
+        let dimensions = settings.dimensions.iter().map(dimension).collect();
+        Self {
+            peer,
+            database,
+            peer_service: keys.number("peer.service"),
+            server_address: keys.number("server.address"),
+            network_peer_address: keys.number("network.peer.address"),
+            network_peer_port: keys.number("network.peer.port"),
+            multiplier: Some(settings.span_multiplier_key.as_str()).filter(|key| !key.is_empty()).map(|key| keys.number(key)),
+            dimensions,
+            resources: Resources::default(),
+            keys,
+            pairs: Vec::new(),
+            memory: Memory::new(),
+        }
+    }
+
+    /// Reads a span of a kind for which [`side`] has an answer, of a resource with a `service.name`.
+    pub(super) fn read(&mut self, span: &FirstSeen<'_>, side: Side, messaging: bool, names: &mut Names) -> Read {
+        let resource = self.resources.number(span, &self.keys, names);
+        let Some(resource) = self.resources.known.get(resource) else { return Read::bare(span, side, messaging, Symbol::NONE) };
+        let mut read = Read::bare(span, side, messaging, resource.service);
+        let alone = side == Side::Server && read.then == Then::Root;
+        if side == Side::Server && !alone && self.dimensions.is_empty() && self.multiplier.is_none() {
+            return read;
+        }
+        let mut found = Found::within(mem::take(&mut self.memory), &self.keys);
+        found.look_into(&self.keys, span.span, attributes::SPAN_ATTRIBUTES);
+        let value = |key: KeyNumber| resource.value(key).or_else(|| found.get(key));
+        if side == Side::Client || alone {
+            let peer = self.peer.iter().find_map(|key| found.get(*key)).map(text);
+            read.half.peer = peer.filter(|peer| !peer.is_empty()).map_or(Symbol::NONE, |peer| names.strings.intern(&peer));
+        }
+        if side == Side::Client
+            && let Some(database) = self.database.iter().find_map(|key| value(*key))
+        {
+            let address = || {
+                let address = value(self.network_peer_address).map(text)?;
+                Some(match value(self.network_peer_port).map(text) {
+                    Some(port) => Cow::Owned(format!("{address}:{port}")),
+                    None => address,
+                })
+            };
+            let server = value(self.peer_service).or_else(|| value(self.server_address)).map(text).or_else(address);
+            let server = server.unwrap_or_else(|| text(database));
+            if !server.is_empty() {
+                read.then = Then::Database(names.strings.intern(&server));
+            }
+        }
+        if let Some(key) = self.multiplier {
+            // Tempo looks in this order here, and does not stop at a value of another kind.
+            let ratio = [found.get(key), resource.value(key)].into_iter().flatten().find_map(|value| match attributes::any(value) {
+                Any::Double(ratio) if ratio > 0.0 => Some(ratio),
+                _ => None,
+            });
+            read.half.weight = ratio.map_or(Weight::ONE, Weight::of_ratio);
+        }
+        if !self.dimensions.is_empty() {
+            self.pairs.clear();
+            for dimension in &self.dimensions {
+                if let Some(value) = value(dimension.key) {
+                    let label = if side == Side::Client { &dimension.client } else { &dimension.server };
+                    self.pairs.push((names.strings.intern(label), names.strings.intern(&text(value))));
+                }
+            }
+            read.half.dimensions = names.dimensions.intern(&self.pairs);
+        }
+        self.memory = found.into_memory();
+        read
+    }
+
+    /// Forgets what refers to names; for when they are swept.
+    pub(super) fn clear(&mut self) {
+        self.resources = Resources::default();
+    }
+}
+
+impl Read {
+    /// What needs no attributes.
+    fn bare(span: &FirstSeen<'_>, side: Side, messaging: bool, service: Symbol) -> Self {
+        let (span_id, time_ns) = match side {
+            Side::Client => (span.span_id, span.end_ns),
+            Side::Server => (span.parent_span_id, span.start_ns),
+        };
+        let half = Half {
+            key: Key { trace_id: span.trace_id, span_id },
+            duration_ns: span.end_ns.saturating_sub(span.start_ns),
+            time_ns,
+            weight: Weight::ONE,
+            service,
+            peer: Symbol::NONE,
+            dimensions: Symbol::NONE,
+            side,
+            messaging,
+            failed: span.status == STATUS_ERROR,
+        };
+        let then = if side == Side::Server && span.parent_span_id == 0 { Then::Root } else { Then::Wait };
+        Self { half, then }
+    }
+}
+
+/// An encoded `AnyValue` as the text of a label.
+fn text(value: &[u8]) -> Cow<'_, str> {
+    // Text was validated when it was acknowledged.
+    attributes::text(value).unwrap_or_default()
+}
+
+/// Resources by their bytes, with the attributes that are looked for.
+#[derive(Debug, Default)]
+struct Resources {
+    known: Vec<Resource>,
+    numbers: HashTable<usize>,
+    bytes: usize,
+    hasher: RandomState,
+    /// That of the span before: often the same again.
+    latest: usize,
+}
+
+#[derive(Debug)]
+struct Resource {
+    bytes: Box<[u8]>,
+    service: Symbol,
+    /// `AnyValue`s by number of the key.
+    values: Vec<Option<Box<[u8]>>>,
+}
+
+impl Resource {
+    fn value(&self, key: KeyNumber) -> Option<&[u8]> {
+        self.values.get(key)?.as_deref()
+    }
+}
+
+impl Resources {
+    /// The place of a span's resource.
+    fn number(&mut self, span: &FirstSeen<'_>, keys: &Keys, names: &mut Names) -> usize {
+        if self.known.get(self.latest).is_some_and(|latest| *latest.bytes == *span.resource) {
+            return self.latest;
+        }
+        let hash = self.hasher.hash_one(span.resource);
+        let known = self.numbers.find(hash, |number| *self.known[*number].bytes == *span.resource).copied();
+        self.latest = known.unwrap_or_else(|| {
+            self.bytes += span.resource.len() + size_of::<Resource>();
+            if self.bytes > MAX_RESOURCE_BYTES {
+                self.known.clear();
+                self.numbers.clear();
+                self.bytes = 0;
+            }
+            let mut found = Found::within(Vec::new(), keys);
+            found.look_into(keys, span.resource, attributes::RESOURCE_ATTRIBUTES);
+            let values = (0..keys.len()).map(|key| found.get(key).map(Box::from)).collect();
+            self.known.push(Resource { bytes: Box::from(span.resource), service: names.strings.intern(span.service), values });
+            let number = self.known.len() - 1;
+            self.numbers.insert_unique(hash, number, |number| self.hasher.hash_one(&self.known[*number].bytes));
+            number
+        });
+        self.latest
+    }
+}
