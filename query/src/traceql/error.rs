@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::ast::Position;
+use super::{ast::Position, value::Type};
 
 /// How far a query got before it was refused. Over HTTP all three are status 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,4 +106,18 @@ pub enum ExecutionError {
         /// How many there were.
         found: usize,
     },
+}
+
+impl ExecutionError {
+    pub(crate) fn division_by_zero(whole: impl fmt::Display) -> Self {
+        Self::DivisionByZero { expression: quote(whole) }
+    }
+
+    pub(crate) fn operand(whole: impl fmt::Display, expected: &'static str, found: Type) -> Self {
+        Self::Operand { expression: quote(whole), expected, found: found.as_str() }
+    }
+
+    pub(crate) fn array(whole: impl fmt::Display) -> Self {
+        Self::Array { expression: quote(whole) }
+    }
 }

@@ -24,7 +24,7 @@
 //! assert_eq!((error.at.line, error.at.column), (1, 7));
 //! ```
 
-mod ast;
+pub(crate) mod ast;
 mod error;
 mod eval;
 mod fold;
@@ -32,12 +32,13 @@ mod lenient;
 mod lexer;
 mod number;
 mod parser;
-mod pattern;
+pub(crate) mod pattern;
 mod print;
-mod types;
+pub(crate) mod shown;
+pub(crate) mod types;
 mod value;
 
-pub use ast::{Expr, Field, Hint, Intrinsic, Located, Metrics, MetricsFunction, Pipeline, Position, Scope, SecondStage, Stage};
+pub use ast::{BinaryOp, Expr, Field, Hint, Intrinsic, Located, Metrics, MetricsFunction, Pipeline, Position, Scope, SecondStage, Stage};
 pub use error::{Error, ErrorClass, ExecutionError};
 pub use eval::{EvaluateOptions, Filter, ServiceStats, SpanMatch, Spanset, TraceMatch, TraceView};
 pub use value::{Kind, Status, Type, Value};
@@ -85,6 +86,22 @@ impl Query {
         eval::projection(self)
     }
 
+    /// The stages before the metrics function.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// The fields that the query looks at or shows, those of its metrics function included; each once, in order of appearance.
+    pub fn fields(&self) -> Vec<Field> {
+        eval::fields(self)
+    }
+
+    /// The query `{ condition }`.
+    pub(crate) fn filter(condition: &Expr) -> Self {
+        let stages = vec![Stage::Spansets(ast::SpansetExpr::Filter(condition.clone()))];
+        Self { pipeline: Pipeline { stages }, metrics: None, hints: Vec::new() }
+    }
+
     /// The metrics function, when it is a metrics query.
     pub fn metrics(&self) -> Option<&Metrics> {
         self.metrics.as_ref()
@@ -115,6 +132,8 @@ impl Query {
 }
 
 #[cfg(test)]
-mod corpus_tests;
+pub(crate) mod corpus_tests;
+#[cfg(test)]
+pub(crate) use eval::reference;
 #[cfg(test)]
 mod property_tests;

@@ -69,7 +69,7 @@ impl Pattern {
     }
 
     /// Whether the whole of `text` matches. A pattern that does not compile matches nothing.
-    pub(super) fn is_match(&self, text: &str) -> bool {
+    pub(crate) fn is_match(&self, text: &str) -> bool {
         self.compiled.as_ref().is_ok_and(|regex| regex.is_match(text))
     }
 }

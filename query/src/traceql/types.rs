@@ -31,13 +31,13 @@ pub(super) fn allows(op: BinaryOp, operand: Type) -> bool {
 }
 
 /// Whether `left op right` makes sense.
-pub(super) fn operands_fit(op: BinaryOp, left: Type, right: Type) -> bool {
+pub(crate) fn operands_fit(op: BinaryOp, left: Type, right: Type) -> bool {
     types_match(left, right) && allows(op, left) && allows(op, right)
 }
 
 impl Intrinsic {
     /// The static type.
-    pub(super) fn type_of(self) -> Type {
+    pub(crate) fn type_of(self) -> Type {
         match self {
             Self::Duration | Self::TraceDuration | Self::EventTimeSinceStart => Type::Duration,
             Self::Name

@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 use storage::{block::Trace, id::TraceId};
 
 /// The traces of a fixture, in order of their ids.
-pub(super) fn load(file: &Path) -> Vec<Trace> {
+pub(crate) fn load(file: &Path) -> Vec<Trace> {
     let text = fs::read_to_string(file).expect("fixture is readable");
     let json: Json = serde_json::from_str(&text).expect("fixture is JSON");
     let mut traces: BTreeMap<Vec<u8>, Vec<ResourceSpans>> = BTreeMap::new();
@@ -110,7 +110,7 @@ fn key_value(json: &Json) -> KeyValue {
 }
 
 /// An OTLP/JSON `AnyValue`.
-pub(super) fn any_value(json: &Json) -> AnyValue {
+pub(crate) fn any_value(json: &Json) -> AnyValue {
     let value = json.as_object().and_then(|fields| fields.iter().next()).map(|(kind, value)| match kind.as_str() {
         "stringValue" => any_value::Value::StringValue(text(value)),
         "boolValue" => any_value::Value::BoolValue(value.as_bool().expect("a boolean")),

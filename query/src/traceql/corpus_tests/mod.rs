@@ -1,6 +1,6 @@
 //! The language against the conformance corpus.
 
-mod fixture;
+pub(crate) mod fixture;
 mod search;
 
 use std::{fs, path::PathBuf};
@@ -17,7 +17,7 @@ struct ParseCase {
 }
 
 /// The folder of the corpus, when it is there.
-fn corpus() -> Option<PathBuf> {
+pub(crate) fn corpus() -> Option<PathBuf> {
     let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/conformance/traceql"));
     if folder.is_dir() {
         Some(folder)

@@ -3,12 +3,28 @@
 //! Judged as the corpus describes: traces, root fields, spansets with their spans, counts and attributes, names of spans, and every
 //! attribute of a span that the reference shows. Attributes shown beyond those are free.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    sync::Arc,
+};
 
 use opentelemetry_proto::tonic::common::v1::{AnyValue, any_value};
 use serde::Deserialize;
 use serde_json::Value as Json;
-use storage::{block::Trace, id::TraceId};
+use storage::{
+    block::{Format, Reader, Trace},
+    id::TraceId,
+};
+use tokio::runtime::Runtime;
+
+use crate::{
+    columns::Batch,
+    exec::{
+        Exec,
+        tests::{search_block, write_block},
+    },
+};
 
 use super::{
     super::{ErrorClass, EvaluateOptions, SpanMatch, Spanset, TraceMatch, TraceView, parse},
@@ -67,20 +83,55 @@ fn run(case: &Case, traces: &[Trace]) -> Outcome {
         Ok(query) => query,
         Err(error) => return Outcome::Refused(error.class),
     };
-    let options = EvaluateOptions { spans_per_spanset: case.params.spss.unwrap_or(usize::MAX) };
     let mut found = Vec::new();
     for trace in traces {
         let view = TraceView::new(trace);
-        let second = 1_000_000_000;
-        let (from, to) = (case.params.start.unwrap_or(0), case.params.end.unwrap_or(u64::MAX / second));
-        if !view.overlaps(from * second, to * second) {
+        if !overlaps(case, &view) {
             continue;
         }
-        match query.evaluate(&view, options) {
+        match query.evaluate(&view, options(case)) {
             Ok(result) => found.extend(result),
             Err(error) => return Outcome::Failed(error.to_string()),
         }
     }
+    newest(case, found)
+}
+
+/// What the engine answers from live traces.
+fn run_live(case: &Case, traces: &[Trace]) -> Outcome {
+    let Ok(query) = parse(&case.query) else { return run(case, traces) };
+    let touching = |trace: &&Trace| overlaps(case, &TraceView::new(trace));
+    let batch = Batch::live(traces.iter().filter(touching).cloned().collect());
+    match Exec::new(&query).matches(&batch, options(case)) {
+        Ok(found) => newest(case, found),
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// What the engine answers from a block.
+fn run_block(case: &Case, traces: &[Trace], reader: &Arc<Reader>, runtime: &Runtime) -> Outcome {
+    let Ok(query) = parse(&case.query) else { return run(case, traces) };
+    let touching: Vec<_> = traces.iter().filter(|trace| overlaps(case, &TraceView::new(trace))).map(|trace| trace.trace_id).collect();
+    match runtime.block_on(search_block(&query, reader, options(case))).0 {
+        Some(mut found) => {
+            found.retain(|found| touching.contains(&found.trace_id));
+            newest(case, found)
+        }
+        None => Outcome::Failed("the query fails".to_owned()),
+    }
+}
+
+fn options(case: &Case) -> EvaluateOptions {
+    EvaluateOptions { spans_per_spanset: case.params.spss.unwrap_or(usize::MAX) }
+}
+
+fn overlaps(case: &Case, view: &TraceView<'_>) -> bool {
+    let second = 1_000_000_000;
+    let (from, to) = (case.params.start.unwrap_or(0), case.params.end.unwrap_or(u64::MAX / second));
+    view.overlaps(from * second, to * second)
+}
+
+fn newest(case: &Case, mut found: Vec<TraceMatch>) -> Outcome {
     found.sort_by_key(|found| std::cmp::Reverse(found.start_ns));
     found.truncate(case.params.limit.unwrap_or(usize::MAX));
     Outcome::Traces(found)
@@ -251,6 +302,16 @@ fn reduce(trace: &Trace, query: &str) -> Trace {
     trace
 }
 
+/// The trace with one of those spans that have the same id and kind.
+fn without_repeated(trace: &Trace) -> Trace {
+    let mut known = HashSet::new();
+    let mut trace = trace.clone();
+    for span in trace.resource_spans.iter_mut().flat_map(|resource| &mut resource.scope_spans) {
+        span.spans.retain(|span| known.insert((span.span_id.clone(), span.kind)));
+    }
+    trace
+}
+
 #[test]
 fn every_search_of_the_corpus_finds_what_it_should() {
     let Some(folder) = corpus() else {
@@ -261,6 +322,8 @@ fn every_search_of_the_corpus_finds_what_it_should() {
     let searches: Vec<&Case> = cases.iter().filter(|case| case.kind == "search").collect();
     assert!(searches.len() > 900, "the corpus is complete");
     let mut fixtures: BTreeMap<&str, Vec<Trace>> = BTreeMap::new();
+    let runtime = Runtime::new().expect("a runtime");
+    let mut blocks: BTreeMap<&str, Vec<Arc<Reader>>> = BTreeMap::new();
     let mut failures = Vec::new();
     for case in searches {
         let traces = fixtures.entry(&case.fixture).or_insert_with(|| load(&folder.join("fixtures").join(format!("{}.json", case.fixture))));
@@ -268,6 +331,27 @@ fn every_search_of_the_corpus_finds_what_it_should() {
         let reduced = run(case, &traces.iter().map(|trace| reduce(trace, &case.query)).collect::<Vec<_>>());
         if reduced != run(case, traces) {
             failures.push(format!("{} on {}: {}\n    another answer on the parts of its projection", case.id, case.fixture, case.query));
+        }
+        let blocks = blocks
+            .entry(&case.fixture)
+            .or_insert_with(|| Format::ALL.into_iter().map(|format| runtime.block_on(write_block(format, 1_000_000, traces))).collect());
+        let mut places = vec![("live".to_owned(), judge(case, &run_live(case, traces)))];
+        // Blocks keep a span once that came more than once.
+        let single: Vec<Trace> = traces.iter().map(without_repeated).collect();
+        for reader in blocks {
+            // The older versions do not keep attributes of scopes.
+            let scopes = !case.query.contains("instrumentation.") || matches!(reader.format(), Format::V4 | Format::V5);
+            if scopes && judge(case, &run(case, &single)).is_some() == wrong.is_some() {
+                places.push((reader.format().to_string(), judge(case, &run_block(case, traces, reader, &runtime))));
+            }
+        }
+        for (place, found) in places {
+            if found.is_some() != wrong.is_some() {
+                failures.push(format!(
+                    "{} on {} in {place}: {}\n    {found:?}, and the evaluator {wrong:?}",
+                    case.id, case.fixture, case.query
+                ));
+            }
         }
         let known = KNOWN.iter().find(|(id, _)| *id == case.id);
         match (wrong, known) {

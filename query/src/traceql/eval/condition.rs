@@ -51,11 +51,13 @@ impl Parts {
 }
 
 impl Field {
-    pub(super) fn is_of_event(&self) -> bool {
+    /// Whether events have it.
+    pub(crate) fn is_of_event(&self) -> bool {
         matches!(self, Self::Attribute { scope: Scope::Event, .. } | Self::Intrinsic(Intrinsic::EventName | Intrinsic::EventTimeSinceStart))
     }
 
-    pub(super) fn is_of_link(&self) -> bool {
+    /// Whether links have it.
+    pub(crate) fn is_of_link(&self) -> bool {
         matches!(self, Self::Attribute { scope: Scope::Link, .. } | Self::Intrinsic(Intrinsic::LinkTraceId | Intrinsic::LinkSpanId))
     }
 }
@@ -318,7 +320,7 @@ impl<'v> Subject<'v> {
 
 impl Expr {
     /// Whether the value is a boolean whatever the span is.
-    fn is_boolean(&self) -> bool {
+    pub(crate) fn is_boolean(&self) -> bool {
         match &self.node {
             Node::Literal(value) => value.type_of() == Type::Bool,
             Node::Field(_) => false,

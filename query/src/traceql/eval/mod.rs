@@ -23,14 +23,14 @@ pub(super) use operand::{Operand, arithmetic, compare};
 use storage::{block::Projection, id::TraceId};
 pub use view::TraceView;
 
+use super::shown::Shown;
 use super::{
     Query,
-    ast::{Expr, MetricsFunction, Node, Pipeline, SpansetExpr, Stage},
+    ast::{Expr, Field, LogicalOp, Node, Pipeline, SpansetExpr, Stage},
     error::ExecutionError,
     value::Value,
 };
 use condition::Subject;
-use output::Shown;
 
 /// How results are shaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +99,7 @@ pub(super) fn evaluate(query: &Query, trace: &TraceView<'_>, options: EvaluateOp
     if groups.is_empty() {
         return Ok(None);
     }
-    let shown = shown(query);
+    let shown = Shown::of_query(query);
     Ok(Some(TraceMatch {
         trace_id: trace.id,
         root_service_name: trace.root_service_name().to_owned(),
@@ -113,18 +113,12 @@ pub(super) fn evaluate(query: &Query, trace: &TraceView<'_>, options: EvaluateOp
 
 /// Which parts of traces a query looks at.
 pub(super) fn projection(query: &Query) -> Projection {
-    output::projection(shown(query).fields())
+    output::projection(Shown::of_query(query).fields())
 }
 
-fn shown(query: &Query) -> Shown<'_> {
-    let mut shown = Shown::of(&query.pipeline);
-    if let Some(metrics) = &query.metrics {
-        metrics.by.iter().chain(metrics.function.argument()).for_each(|field| shown.add(field));
-        if let MetricsFunction::Compare { selection, .. } = &metrics.function {
-            shown.expr(selection);
-        }
-    }
-    shown
+/// The fields that a query refers to.
+pub(super) fn fields(query: &Query) -> Vec<Field> {
+    Shown::of_query(query).fields().iter().map(|&field| field.clone()).collect()
 }
 
 /// Whether all filters of a pipeline are constantly false.
@@ -147,10 +141,27 @@ pub struct Filter {
     pub(super) condition: Expr,
 }
 
+/// As a query that [`crate::traceql::tag_filter`] reads as the same filter.
+impl std::fmt::Display for Filter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{{ {} }}", self.condition)
+    }
+}
+
 impl Filter {
+    /// The condition.
+    pub(crate) fn condition(&self) -> &Expr {
+        &self.condition
+    }
+
     /// Indices of the spans of a trace that satisfy the condition, in storage order. A condition that fails on a span does not hold for it.
     pub fn matching_spans(&self, trace: &TraceView<'_>) -> Vec<usize> {
         (0..trace.spans.len()).filter(|span| Subject::new(trace, *span).satisfies(&self.condition).unwrap_or(false)).collect()
+    }
+
+    /// How many alternatives the condition has when it is written as alternatives of conjunctions.
+    pub fn condition_groups(&self) -> usize {
+        alternatives(&self.condition)
     }
 
     /// Which parts of traces the condition looks at.
@@ -161,7 +172,17 @@ impl Filter {
     }
 }
 
+fn alternatives(condition: &Expr) -> usize {
+    match &condition.node {
+        Node::Logical { op: LogicalOp::Or, operands } => operands.iter().map(alternatives).fold(0, usize::saturating_add),
+        Node::Logical { op: LogicalOp::And, operands } => operands.iter().map(alternatives).fold(1, usize::saturating_mul),
+        _ => 1,
+    }
+}
+
 #[cfg(test)]
 mod language_tests;
+#[cfg(test)]
+pub(crate) mod reference;
 #[cfg(test)]
 mod structural_tests;
