@@ -1,24 +1,35 @@
-//! The query side: TraceQL, the engine that answers from recent data and blocks, and Tempo's HTTP API.
+//! The query side: TraceQL, the engine that answers from recent data and blocks, and Tempo's API over HTTP and gRPC.
 //!
 //! ```text
-//!  HTTP ──► api ──► engine ──┬─► Recent (a trait; the dataflow, for this crate unknown)
-//!                     │      └─► storage::blocklist::Blocklist, storage::block::Reader
-//!                     └─► traceql: parse once, evaluate on each trace
+//!  HTTP ──► api ───┬─► engine ── jobs ──► units ──┬─► Recent (a trait; the dataflow, for this crate unknown)
+//!  gRPC ──► grpc ──┘    │                 │         └─► storage::block::Reader
+//!                       │                 └─► traceql: parse once, evaluate on each trace
+//!                       └─► storage::blocklist
 //! ```
 //!
-//! Deliberately absent: nothing here writes, nothing here knows timely, and nothing here lists the bucket while a query runs. A query asks
-//! recent data first and takes the list of blocks afterwards ([`engine`]); that order is what makes answers complete.
+//! Deliberately absent: nothing here writes, nothing here knows timely, and nothing here lists the bucket while a query runs. How an answer is
+//! complete although data moves meanwhile, and although the list of blocks may be old, is told in [`engine`].
 
 pub mod api;
+pub mod columns;
 pub mod engine;
+pub mod exec;
+pub mod frontend;
+pub mod grpc;
+pub mod job;
 pub mod metrics;
 pub mod proto;
+pub mod querier;
 pub mod traceql;
+pub mod traceql_metrics;
 
 mod duration;
 #[cfg(test)]
 mod tests;
 
 pub use api::{ApiSettings, BuildInfo, router};
-pub use engine::{Engine, Limits, Overrides, QueryError, Recent, RecentError, RecentTrace, Settings};
-pub use metrics::RequestMetrics;
+pub use engine::{
+    Engine, Limits, Overrides, QueryError, Recent, RecentAnswer, RecentError, RecentPart, RecentSource, RecentTrace, Settings, Units,
+};
+pub use grpc::{recent_querier, streaming_querier};
+pub use metrics::{RequestMetrics, Slo, Slos};

@@ -5,13 +5,13 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{extract::MatchedPath, response::Response};
 use http::{Request, header};
 use parking_lot::Mutex;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{CounterVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 use tower::{Layer, Service};
 
 /// Tenants with series of their own. Names come from clients, so their number is bounded; the rest share the label `other`.
@@ -21,6 +21,8 @@ const MAX_TENANTS: usize = 1_000;
 #[derive(Debug)]
 pub(crate) struct Metrics {
     queries: IntCounterVec,
+    within_slo: IntCounterVec,
+    throughput: CounterVec,
     inspected: IntCounterVec,
     tenants: Mutex<HashSet<String>>,
 }
@@ -31,6 +33,7 @@ pub(crate) enum Op {
     Traces,
     Search,
     Metadata,
+    Metrics,
 }
 
 impl Op {
@@ -39,6 +42,7 @@ impl Op {
             Self::Traces => "traces",
             Self::Search => "search",
             Self::Metadata => "metadata",
+            Self::Metrics => "metrics",
         }
     }
 }
@@ -56,9 +60,19 @@ impl Metrics {
             Opts::new("tempo_query_frontend_bytes_inspected_total", "Bytes of blocks that queries looked at."),
             &["tenant", "op"],
         )?;
+        let within_slo = IntCounterVec::new(
+            Opts::new("tempo_query_frontend_queries_within_slo_total", "Queries that met their objective, or had none."),
+            &["tenant", "op", "result"],
+        )?;
+        let throughput = CounterVec::new(
+            Opts::new("tempo_query_frontend_bytes_processed_per_second", "Bytes per second of queries, added up; with an objective only."),
+            &["tenant", "op"],
+        )?;
         registry.register(Box::new(queries.clone()))?;
+        registry.register(Box::new(within_slo.clone()))?;
+        registry.register(Box::new(throughput.clone()))?;
         registry.register(Box::new(inspected.clone()))?;
-        Ok(Self { queries, inspected, tenants: Mutex::default() })
+        Ok(Self { queries, within_slo, throughput, inspected, tenants: Mutex::default() })
     }
 
     pub(crate) fn inspected(&self, tenant: &str, op: Op, bytes: u64) {
@@ -66,8 +80,17 @@ impl Metrics {
     }
 
     /// Counts a query when it ends: as canceled unless it is told that it completed.
-    pub(crate) fn running<'a>(&'a self, tenant: &str, op: Op) -> Running<'a> {
-        Running { metrics: self, tenant: self.tenant_label(tenant).to_owned(), op, result: "canceled" }
+    pub(crate) fn running(&self, tenant: &str, op: Op, slo: Slo) -> Running {
+        Running {
+            queries: self.queries.clone(),
+            within_slo: self.within_slo.clone(),
+            throughput: self.throughput.clone(),
+            tenant: self.tenant_label(tenant).to_owned(),
+            op,
+            slo,
+            started: Instant::now(),
+            outcome: None,
+        }
     }
 
     fn tenant_label<'a>(&self, tenant: &'a str) -> &'a str {
@@ -83,24 +106,92 @@ impl Metrics {
     }
 }
 
-/// A query that is running.
-#[derive(Debug)]
-pub(crate) struct Running<'a> {
-    metrics: &'a Metrics,
-    tenant: String,
-    op: Op,
-    result: &'static str,
+/// How fast queries of a kind should be. Zero in both means that all are fast enough.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Slo {
+    /// Longest time; zero is no objective.
+    pub duration: Duration,
+    /// Bytes per second from which on it does not matter how long it takes; zero is no objective.
+    pub throughput: f64,
 }
 
-impl Running<'_> {
-    pub(crate) fn completed(mut self) {
-        self.result = "completed";
+impl Slo {
+    fn is_met(self, took: Duration, bytes: u64) -> bool {
+        let is_set = !self.duration.is_zero() || self.throughput > 0.0;
+        let is_quick = !self.duration.is_zero() && took < self.duration;
+        let is_busy = self.throughput > 0.0 && bytes_per_second(took, bytes) >= self.throughput;
+        !is_set || is_quick || is_busy
     }
 }
 
-impl Drop for Running<'_> {
+fn bytes_per_second(took: Duration, bytes: u64) -> f64 {
+    bytes as f64 / took.as_secs_f64().max(1e-9)
+}
+
+/// The objectives of all kinds of queries.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Slos {
+    /// Of traces by id.
+    pub traces: Slo,
+    /// Of searches.
+    pub search: Slo,
+    /// Of names and values of attributes.
+    pub metadata: Slo,
+    /// Of metrics queries.
+    pub metrics: Slo,
+}
+
+impl Slos {
+    pub(crate) fn of(&self, op: Op) -> Slo {
+        match op {
+            Op::Traces => self.traces,
+            Op::Search => self.search,
+            Op::Metadata => self.metadata,
+            Op::Metrics => self.metrics,
+        }
+    }
+}
+
+/// A query that is running.
+#[derive(Debug)]
+pub(crate) struct Running {
+    queries: IntCounterVec,
+    within_slo: IntCounterVec,
+    throughput: CounterVec,
+    tenant: String,
+    op: Op,
+    slo: Slo,
+    started: Instant,
+    /// How it ended, unless nobody waits for it any more: the bytes it read, or nothing if the server failed.
+    outcome: Option<Option<u64>>,
+}
+
+impl Running {
+    /// The query has ended: with an answer that took so many bytes, or with a failure of the server.
+    pub(crate) fn completed(mut self, bytes: Option<u64>) {
+        self.outcome = Some(bytes);
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
-        self.metrics.queries.with_label_values(&[self.tenant.as_str(), self.op.as_str(), self.result]).inc();
+        let took = self.started.elapsed();
+        let (result, is_within) = match self.outcome {
+            None => ("canceled", true),
+            Some(None) => ("completed", false),
+            Some(Some(bytes)) => {
+                if self.slo.throughput > 0.0 {
+                    let labels = [self.tenant.as_str(), self.op.as_str()];
+                    self.throughput.with_label_values(&labels).inc_by(bytes_per_second(took, bytes));
+                }
+                ("completed", self.slo.is_met(took, bytes))
+            }
+        };
+        let labels = [self.tenant.as_str(), self.op.as_str(), result];
+        self.queries.with_label_values(&labels).inc();
+        if is_within {
+            self.within_slo.with_label_values(&labels).inc();
+        }
     }
 }
 
@@ -130,6 +221,11 @@ impl RequestMetrics {
         let duration = HistogramVec::new(options, &["method", "route", "status_code", "ws"])?;
         registry.register(Box::new(duration.clone()))?;
         Ok(Self { duration })
+    }
+
+    /// Counts a gRPC call that has ended. `method` must be one that exists, `status` is `success`, `error` or `cancel`.
+    pub fn observe_grpc(&self, method: &str, status: &'static str, took: Duration) {
+        self.duration.with_label_values(&["gRPC", method, status, "false"]).observe(took.as_secs_f64());
     }
 }
 
@@ -228,9 +324,28 @@ mod tests {
     #[test]
     fn a_dropped_query_was_canceled() {
         let metrics = Metrics::new(&Registry::new()).expect("registered");
-        metrics.running("a", Op::Traces).completed();
-        drop(metrics.running("a", Op::Traces));
+        metrics.running("a", Op::Traces, Slo::default()).completed(Some(0));
+        drop(metrics.running("a", Op::Traces, Slo::default()));
         assert_eq!(metrics.queries.with_label_values(&["a", "traces", "completed"]).get(), 1);
         assert_eq!(metrics.queries.with_label_values(&["a", "traces", "canceled"]).get(), 1);
+    }
+
+    #[test]
+    fn objectives_count_what_is_fast_enough() {
+        let metrics = Metrics::new(&Registry::new()).expect("registered");
+        let run = |slo: Slo, outcome| metrics.running("a", Op::Search, slo).completed(outcome);
+        let within = || metrics.within_slo.with_label_values(&["a", "search", "completed"]).get();
+        run(Slo::default(), Some(0));
+        assert_eq!(within(), 1, "no objective is met by all");
+        run(Slo::default(), None);
+        assert_eq!(within(), 1, "but not by failures");
+        run(Slo { duration: Duration::from_nanos(1), throughput: 0.0 }, Some(1 << 40));
+        assert_eq!(within(), 1);
+        run(Slo { duration: Duration::from_secs(3600), throughput: 0.0 }, Some(0));
+        assert_eq!(within(), 2);
+        run(Slo { duration: Duration::from_nanos(1), throughput: 1.0 }, Some(1 << 40));
+        assert_eq!(within(), 3, "much was read meanwhile");
+        assert_eq!(metrics.queries.with_label_values(&["a", "search", "completed"]).get(), 5);
+        assert!(metrics.throughput.with_label_values(&["a", "search"]).get() > 0.0);
     }
 }

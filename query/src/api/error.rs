@@ -28,6 +28,15 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, body)
     }
 
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What clients are told, without the end of a line.
+    pub(crate) fn text(&self) -> &str {
+        self.body.trim_end_matches('\n')
+    }
+
     /// An error of a request that did not get as far as a query.
     pub(crate) fn early(status: StatusCode, body: impl Into<String>) -> Self {
         Self { status, body: body.into() + "\n", early: true }
@@ -36,15 +45,10 @@ impl ApiError {
 
 impl From<QueryError> for ApiError {
     fn from(error: QueryError) -> Self {
-        let status = match &error {
-            QueryError::Deadline => StatusCode::GATEWAY_TIMEOUT,
-            QueryError::TraceTooLarge { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-            QueryError::TooManyBytes { .. } | QueryError::AnswerTooLarge { .. } | QueryError::Execution(_) => StatusCode::BAD_REQUEST,
-            QueryError::Recent(_) | QueryError::Segment { .. } | QueryError::Block(_) | QueryError::Worker { .. } => {
-                tracing::warn!(%error, "query failed");
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
-        };
+        let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::warn!(%error, "query failed");
+        }
         Self::new(status, error.to_string())
     }
 }

@@ -72,8 +72,14 @@ impl<'a> Object<'a> {
         }
     }
 
-    fn long(&mut self, key: &str, value: u64) {
-        if value != 0 {
+    fn double(&mut self, key: &str, value: f64) {
+        if value != 0.0 {
+            double(self.key(key), value);
+        }
+    }
+
+    fn long(&mut self, key: &str, value: impl std::fmt::Display + Default + PartialEq) {
+        if value != Default::default() {
             quoted(self.key(key), value);
         }
     }
@@ -100,6 +106,12 @@ impl<'a> Object<'a> {
         if !values.is_empty() {
             list(self.key(key), values, |out, value| text(out, value));
         }
+    }
+
+    /// Whether something is missing, and why.
+    fn partial(&mut self, status: i32, message: &str) {
+        self.enumeration("status", status, (status == proto::PartialStatus::Partial as i32).then_some("PARTIAL"));
+        self.string("message", message);
     }
 
     fn enumeration(&mut self, key: &str, value: i32, name: Option<&str>) {
@@ -323,8 +335,7 @@ impl ToJson for proto::TraceByIdResponse {
             inner.long("inspectedBytes", metrics.inspected_bytes);
             inner.end();
         }
-        object.enumeration("status", self.status, (self.status == proto::PartialStatus::Partial as i32).then_some("PARTIAL"));
-        object.string("message", &self.message);
+        object.partial(self.status, &self.message);
         object.end();
     }
 }
@@ -406,6 +417,64 @@ impl ToJson for proto::MetadataMetrics {
         object.number("completedJobs", self.completed_jobs);
         object.number("totalBlocks", self.total_blocks);
         object.long("totalBlockBytes", self.total_block_bytes);
+        object.end();
+    }
+}
+
+impl ToJson for proto::QueryRangeResponse {
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut object = Object::begin(out);
+        object.messages("series", &self.series);
+        object.message("metrics", self.metrics.as_ref());
+        object.partial(self.status, &self.message);
+        object.end();
+    }
+}
+
+impl ToJson for proto::TimeSeries {
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut object = Object::begin(out);
+        object.messages("labels", &self.labels);
+        object.messages("samples", &self.samples);
+        object.messages("exemplars", &self.exemplars);
+        object.end();
+    }
+}
+
+impl ToJson for proto::Sample {
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut object = Object::begin(out);
+        object.double("value", self.value);
+        object.long("timestampMs", self.timestamp_ms);
+        object.end();
+    }
+}
+
+impl ToJson for proto::Exemplar {
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut object = Object::begin(out);
+        object.messages("labels", &self.labels);
+        object.double("value", self.value);
+        object.long("timestampMs", self.timestamp_ms);
+        object.end();
+    }
+}
+
+impl ToJson for proto::QueryInstantResponse {
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut object = Object::begin(out);
+        object.messages("series", &self.series);
+        object.message("metrics", self.metrics.as_ref());
+        object.partial(self.status, &self.message);
+        object.end();
+    }
+}
+
+impl ToJson for proto::InstantSeries {
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut object = Object::begin(out);
+        object.messages("labels", &self.labels);
+        object.double("value", self.value);
         object.end();
     }
 }

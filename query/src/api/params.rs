@@ -11,6 +11,9 @@ use crate::{
     traceql,
 };
 
+/// Seconds that a query without a range looks back when the newest data are cut off.
+const LOOKBACK: u64 = 15 * 60;
+
 /// The parameters of a request, in the order in which they were given.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Params(Vec<(String, String)>);
@@ -18,6 +21,11 @@ pub(crate) struct Params(Vec<(String, String)>);
 impl Params {
     pub(crate) fn new(pairs: Vec<(String, String)>) -> Self {
         Self(pairs)
+    }
+
+    /// The parameters as a query string.
+    pub(crate) fn to_query(&self) -> String {
+        form_urlencoded::Serializer::new(String::new()).extend_pairs(&self.0).finish()
     }
 
     /// Adds the members of a JSON object: texts, numbers and booleans. What the query string says wins.
@@ -93,22 +101,30 @@ fn start_after_end(start: impl Display, end: impl Display) -> ApiError {
     ApiError::bad_request(format!("http parameter start must be before end. received start={start} end={end}"))
 }
 
-/// The range that searches and tag queries ask for; `None` when they do not say.
-pub(crate) fn range(params: &Params, now: Duration) -> Result<Option<TimeRange>, ApiError> {
+/// The range that searches and tag queries ask for; `None` when they do not say. What is younger than `cutoff` is left out.
+pub(crate) fn range(params: &Params, now: Duration, cutoff: Duration) -> Result<Option<TimeRange>, ApiError> {
+    // Rounded up, so that the newest spans are in.
+    let seconds = |time: Duration| time.as_secs() + u64::from(time.subsec_nanos() > 0);
+    let newest = seconds(now.saturating_sub(cutoff));
     let start = params.parse::<u32>("start", "start")?.unwrap_or(0);
     let end = params.parse::<u32>("end", "end")?.unwrap_or(0);
     if let Some(since) = params.get("since") {
         let since = duration::parse_prometheus(since)
             .map_err(|error| ApiError::bad_request(format!("error parsing date range: could not parse 'since' parameter: {error}")))?;
-        // Both rounded up, so that the newest spans are in and the length stays what was asked for.
-        let seconds = |time: Duration| time.as_secs() + u64::from(time.subsec_nanos() > 0);
-        return Ok(Some(TimeRange { start: seconds(now.saturating_sub(since)), end: seconds(now) }));
+        // Both are rounded in the same way, so that the length stays what was asked for.
+        return Ok(Some(TimeRange { start: seconds(now.saturating_sub(cutoff).saturating_sub(since)), end: newest }));
     }
     match (start, end) {
-        (0, 0) => Ok(None),
+        (0, 0) if cutoff.is_zero() => Ok(None),
+        (0, 0) => Ok(Some(TimeRange { start: newest.saturating_sub(LOOKBACK), end: newest })),
         (0, _) => Err(ApiError::bad_request("error parsing date range: only one of start and end provided: must provide both or neither")),
         (start, end) if end <= start => Err(start_after_end(start, end)),
-        (start, end) => Ok(Some(TimeRange { start: start.into(), end: end.into() })),
+        (start, end) if cutoff.is_zero() => Ok(Some(TimeRange { start: start.into(), end: end.into() })),
+        (start, end) => {
+            let end = u64::from(end).min(newest);
+            let start = u64::from(start);
+            Ok(Some(TimeRange { start: if start > end { newest.saturating_sub(LOOKBACK) } else { start }, end }))
+        }
     }
 }
 
@@ -124,8 +140,8 @@ pub(crate) fn check_range(range: Option<TimeRange>, tenant_limit: Duration, limi
     }
 }
 
-/// The parameters of a search. Limits that depend on the tenant are checked by the caller.
-pub(crate) fn search(params: &Params, settings: &ApiSettings, now: Duration) -> Result<SearchRequest, ApiError> {
+/// The parameters of a search, apart from its range.
+pub(crate) fn search(params: &Params, settings: &ApiSettings) -> Result<SearchRequest, ApiError> {
     let query = params.get("q");
     let tags = params.get("tags");
     if query.is_some() && tags.is_some() {
@@ -143,7 +159,6 @@ pub(crate) fn search(params: &Params, settings: &ApiSettings, now: Duration) -> 
         None => settings.default_result_limit,
     };
     let asked_spans = params.parse::<u32>("spss", "spss")?.unwrap_or(0) as usize;
-    let range = range(params, now)?;
     if settings.max_result_limit > 0 && limit > settings.max_result_limit {
         return Err(ApiError::bad_request(format!("limit {limit} exceeds max limit {}", settings.max_result_limit)));
     }
@@ -158,16 +173,22 @@ pub(crate) fn search(params: &Params, settings: &ApiSettings, now: Duration) -> 
         None => Condition::Tags { tags, min_duration, max_duration },
     };
     let spans_per_spanset = if asked_spans == 0 { settings.default_spans_per_spanset } else { asked_spans };
-    Ok(SearchRequest { condition, range, limit, spans_per_spanset })
+    Ok(SearchRequest { condition, range: None, limit, spans_per_spanset })
 }
 
-fn traceql_query(query: &str, max_bytes: usize) -> Result<traceql::Query, ApiError> {
+/// Checks the length of a query; zero means that any will do.
+pub(crate) fn check_query_size(query: &str, max_bytes: usize) -> Result<(), ApiError> {
     if max_bytes > 0 && query.len() > max_bytes {
         return Err(ApiError::bad_request(format!(
             "TraceQL expression exceeds the configured maximum size of {max_bytes} bytes, reduce the query expression size or contact your \
              system administrator"
         )));
     }
+    Ok(())
+}
+
+fn traceql_query(query: &str, max_bytes: usize) -> Result<traceql::Query, ApiError> {
+    check_query_size(query, max_bytes)?;
     traceql::parse(query).map_err(|error| ApiError::bad_request(format!("invalid TraceQL query: {error}")))
 }
 
@@ -257,18 +278,24 @@ mod tests {
 
     #[test]
     fn ranges_are_checked() {
-        assert_eq!(range(&params(&[]), NOW), Ok(None));
-        assert_eq!(range(&params(&[("start", "10"), ("end", "20")]), NOW), Ok(Some(TimeRange { start: 10, end: 20 })));
-        let since = range(&params(&[("since", "1h"), ("start", "1"), ("end", "2")]), NOW);
+        assert_eq!(range(&params(&[]), NOW, Duration::ZERO), Ok(None));
+        assert_eq!(range(&params(&[("start", "10"), ("end", "20")]), NOW, Duration::ZERO), Ok(Some(TimeRange { start: 10, end: 20 })));
+        let since = range(&params(&[("since", "1h"), ("start", "1"), ("end", "2")]), NOW, Duration::ZERO);
         assert_eq!(since, Ok(Some(TimeRange { start: 1_699_996_400, end: 1_700_000_000 })));
-        refused(range(&params(&[("start", "10")]), NOW), "http parameter start must be before end. received start=10 end=0");
         refused(
-            range(&params(&[("end", "10")]), NOW),
+            range(&params(&[("start", "10")]), NOW, Duration::ZERO),
+            "http parameter start must be before end. received start=10 end=0",
+        );
+        refused(
+            range(&params(&[("end", "10")]), NOW, Duration::ZERO),
             "error parsing date range: only one of start and end provided: must provide both or neither",
         );
-        refused(range(&params(&[("start", "5000000000")]), NOW), "invalid start: parsing \"5000000000\": value out of range");
         refused(
-            range(&params(&[("since", "1x")]), NOW),
+            range(&params(&[("start", "5000000000")]), NOW, Duration::ZERO),
+            "invalid start: parsing \"5000000000\": value out of range",
+        );
+        refused(
+            range(&params(&[("since", "1x")]), NOW, Duration::ZERO),
             "error parsing date range: could not parse 'since' parameter: not a valid duration string: \"1x\"",
         );
         let week = Duration::from_secs(168 * 3600);
@@ -283,8 +310,24 @@ mod tests {
     }
 
     #[test]
+    fn a_cutoff_hides_the_newest() {
+        let cutoff = Duration::from_secs(30);
+        let now = NOW.as_secs();
+        let range = |pairs: &[(&str, String)]| {
+            let pairs: Vec<_> = pairs.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            range(&params(&pairs), NOW, cutoff).expect("valid").expect("a range")
+        };
+        let times = |start: u64, end: u64| [("start", start.to_string()), ("end", end.to_string())];
+        assert_eq!(range(&[]), TimeRange { start: now - 930, end: now - 30 });
+        assert_eq!(range(&[("since", "1h".to_owned())]), TimeRange { start: now - 3630, end: now - 30 });
+        assert_eq!(range(&times(now - 100, now)), TimeRange { start: now - 100, end: now - 30 });
+        assert_eq!(range(&times(now - 100, now - 50)), TimeRange { start: now - 100, end: now - 50 });
+        assert_eq!(range(&times(now - 10, now)), TimeRange { start: now - 930, end: now - 30 });
+    }
+
+    #[test]
     fn search_parameters_are_checked() {
-        let search = |pairs: &[(&str, &str)]| search(&params(pairs), &ApiSettings::default(), NOW);
+        let search = |pairs: &[(&str, &str)]| search(&params(pairs), &ApiSettings::default());
         let defaults = search(&[]).expect("valid");
         assert_eq!((defaults.limit, defaults.spans_per_spanset, defaults.range), (20, 3, None));
         assert_eq!(search(&[("spss", "0"), ("limit", "7")]).expect("valid").spans_per_spanset, 3);

@@ -91,6 +91,11 @@ impl Combiner {
         self.parts += usize::from(added);
     }
 
+    /// The size limit; 0 means any size.
+    pub(crate) fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+
     /// Whether spans were left out because the trace is too large.
     pub(crate) fn is_truncated(&self) -> bool {
         self.truncated

@@ -3,6 +3,8 @@
 //! A trace matches when each pair holds for some span or resource of it. Names, service names and the attributes that Tempo gives a string
 //! column of their own are compared as substrings, those with an integer column as numbers, everything else exactly and as strings.
 
+use std::collections::BTreeMap;
+
 use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value::Value},
     trace::v1::{ResourceSpans, Span, status::StatusCode},
@@ -98,6 +100,22 @@ impl LegacyTags {
             rest = after.trim_start();
         }
         Ok(Self(pairs))
+    }
+
+    /// Pairs that were parsed before.
+    pub(crate) fn from_pairs(pairs: Vec<(String, String)>) -> Self {
+        Self(pairs)
+    }
+
+    /// The pairs, in their order.
+    pub(crate) fn pairs(&self) -> &[(String, String)] {
+        &self.0
+    }
+
+    /// Pairs as text that [`Self::parse`] reads.
+    pub fn print(pairs: &BTreeMap<String, String>) -> String {
+        let quoted = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"");
+        pairs.iter().map(|(key, value)| format!("{key}=\"{}\"", quoted(value))).collect::<Vec<_>>().join(" ")
     }
 
     /// Whether there is no pair.

@@ -1,94 +1,77 @@
 //! Answers queries from recent data and from blocks.
 //!
 //! ```text
-//!              ┌─ Recent (dataflow) ── segments ─┐
-//!  tenants ────┤      asked first                ├─► combine / evaluate ─► answer
-//!              └─ Blocklist ── OpenBlocks ── scan ┘
-//!                     asked second
+//!  request ─► Engine: plan ──► jobs ──► Runner ──► answers ─► Engine: combine ─► response
+//!              │                          │
+//!              └─ Snapshot of the         ├─ Units: Recent (dataflow), OpenBlocks, scans     in this process
+//!                 list of blocks          └─ frontend::Queue ─► queriers, each with Units    in others
 //! ```
 //!
-//! **No gap and no double.** Data moves from recent to blocks, and a block is listed before its traces leave recent. So whoever asks recent
-//! first and takes the list of blocks afterwards sees everything at least once; what is seen twice is dropped on (span id, kind). Both rules
-//! hold for every query here, and nothing here keeps a list of blocks across them. A block whose bytes are deleted while a query reads it
-//! has left the list before, and what took its place is on it: such a query begins again.
+//! The engine knows which blocks there are and what tenants may do, and never reads one; [`Units`] read, and know neither. Between the two
+//! there are [`Job`]s and nothing else, so that a query runs the same way in one process or many.
+//!
+//! **No gap and no double.** Data moves from recent to blocks: it is cut into a block, the block is listed, and then it leaves recent. Every
+//! answer about recent data is a snapshot of one moment and says two things beside the data: which block each part is going into, if any, and
+//! which blocks have left recent lately ([`Recent`]). So the list of blocks may be taken before recent is asked, and may be as old as a
+//! poll, in another process too: what left recent since then is named by the answer and read as well. Whoever must not see a span twice drops
+//! the parts that are going into a block that is listed or was compacted since ([`plan::Snapshot::holds`]); whoever combines spans recognises
+//! them by their identity. A block whose bytes are deleted while a query reads it has left the list before, and what took its place is on it:
+//! such a query begins again.
 //!
 //! **Bounds.** Point reads share one semaphore. Scans, which decode whole row groups, share a much smaller one, run on blocking threads, and
-//! hold one row group each. Answers are bounded by their own limits (size of a trace, number of traces, bytes of tag values). Every query has a deadline;
-//! when it passes, or the client goes away, scans stop at the next row group.
+//! hold one row group each, whose bytes come out of a budget of the process ([`memory`]). Answers are bounded by their own limits (size of a
+//! trace, number of traces, bytes of tag values). Every query has a deadline; when it passes, or the client goes away, its jobs are dropped,
+//! and scans stop at the next row group.
 //!
-//! **Determinism.** Blocks are read concurrently but taken in order, newest first, so that the same query on the same data gives the same
-//! answer, counters included.
+//! **Determinism.** Jobs run concurrently but their answers are taken in order, newest block first, so that the same query on the same data
+//! gives the same answer, whoever ran its jobs.
 
 mod combine;
+mod gathered;
 mod legacy;
+mod matcher;
+pub mod memory;
+mod metrics;
+mod newest;
 mod open_blocks;
+pub(crate) mod plan;
+mod recent;
 mod search;
+mod stream;
 mod tags;
 mod trace;
+mod units;
 
-use std::{
-    fmt::Debug,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
 use prometheus::Registry;
 use storage::{
     backend::Store,
-    block::{BlockError, Meta, Projection, Trace, chain},
+    block::{BlockError, Meta, chain},
     blocklist::Blocklist,
     clock::Clock,
-    id::{Tenant, TraceId},
+    id::{BlockId, Tenant, TraceId},
     otlp::WireError,
-    segment::Segment,
 };
-use tokio::sync::Semaphore;
 
 pub(crate) use self::tags::INTRINSICS;
-use self::{combine::Combiner, open_blocks::OpenBlocks};
 pub use self::{
     legacy::{InvalidTags, LegacyTags},
+    recent::{Recent, RecentAnswer, RecentError, RecentPart, RecentTrace},
     search::{Condition, SearchRequest},
+    stream::Streaming,
     tags::{NamesRequest, TagName, TagScope, Tags, TextIntrinsic, ValuesRequest},
     trace::{FoundTrace, TraceRequest},
+    units::{RecentSource, Units},
 };
-use crate::{metrics::Metrics, traceql::ExecutionError};
+use crate::{
+    job::{Answer, Job, Runner},
+    metrics::Metrics,
+    traceql::ExecutionError,
+};
 
-/// The spans of one trace that are recent.
-#[derive(Clone, Debug)]
-pub struct RecentTrace {
-    /// The trace.
-    pub trace_id: TraceId,
-    /// Its segments, in any order.
-    pub segments: Vec<Arc<Segment>>,
-}
-
-/// Data that may not be in a listed block yet.
-///
-/// Implementations owe one thing: a span leaves only after the block that holds it is in the [`Blocklist`].
-#[async_trait]
-pub trait Recent: Debug + Send + Sync {
-    /// Everything known of one trace that may not be in a listed block yet.
-    async fn trace(&self, tenant: &Tenant, id: TraceId) -> Result<Vec<Arc<Segment>>, RecentError>;
-
-    /// All recent traces of the tenant, each once.
-    async fn traces(&self, tenant: &Tenant) -> Result<Vec<RecentTrace>, RecentError>;
-}
-
-/// Why recent data cannot be read. Without it an answer could miss spans that were acknowledged, so the query fails; try again later.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot guarantee complete results: {cause}")]
-pub struct RecentError {
-    /// What is wrong.
-    pub cause: String,
-}
-
-/// Settings of the engine.
+/// Settings of the engine and its units.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Most bytes that a query may read from blocks; 0 means any number. Too small and long ranges fail, too large and one query may keep
@@ -96,6 +79,18 @@ pub struct Settings {
     pub max_bytes_per_query: u64,
     /// Most bytes, as protobuf, that the answer to a search may grow to; 0 means any number. Such an answer is held in memory.
     pub max_bytes_per_answer: usize,
+    /// Bytes of memory that all queries of this process together may hold, decoded row groups and partial answers; 0 means any number.
+    pub memory_bytes: u64,
+    /// Bytes of memory that one query may hold; 0 means any number.
+    pub memory_bytes_per_query: u64,
+    /// Bytes of blocks that make one job. Too small and jobs cost more than what they do; too large and they cannot be spread.
+    pub target_bytes_per_job: u64,
+    /// Most jobs of one query at a time.
+    pub concurrent_jobs: usize,
+    /// Most jobs that the look-up of a trace is cut into; one of them is for recent data.
+    pub trace_shards: usize,
+    /// Most of these at a time; 0 means all.
+    pub concurrent_shards: usize,
     /// Most point reads (one trace in one block) at a time, over all queries.
     pub concurrent_reads: usize,
     /// Most scans at a time, over all queries. Each holds a decoded row group, so this bounds memory; about one per CPU.
@@ -119,6 +114,12 @@ impl Default for Settings {
         Self {
             max_bytes_per_query: 0,
             max_bytes_per_answer: 64 << 20,
+            memory_bytes: 0,
+            memory_bytes_per_query: 0,
+            target_bytes_per_job: 100 << 20,
+            concurrent_jobs: 1000,
+            trace_shards: 50,
+            concurrent_shards: 0,
             concurrent_reads: 400,
             concurrent_scans: 2,
             open_blocks: 512,
@@ -142,6 +143,8 @@ pub struct Limits {
     pub max_blocks_per_tag_values_query: usize,
     /// Longest range of a search; zero means the API's own limit.
     pub max_search_duration: Duration,
+    /// Longest range of a metrics query; zero means the API's own limit.
+    pub max_metrics_duration: Duration,
     /// Whether search shows trace ids with all 32 digits.
     pub left_pad_trace_ids: bool,
 }
@@ -153,6 +156,7 @@ impl Default for Limits {
             max_bytes_per_tag_values_query: 1_000_000,
             max_blocks_per_tag_values_query: 0,
             max_search_duration: Duration::ZERO,
+            max_metrics_duration: Duration::ZERO,
             left_pad_trace_ids: false,
         }
     }
@@ -171,7 +175,7 @@ impl Overrides for Limits {
     }
 }
 
-/// Why a query has no answer.
+/// Why a query, or a job of it, has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
     /// Recent data cannot be read.
@@ -190,9 +194,22 @@ pub enum QueryError {
     /// A block cannot be read.
     #[error("{}", chain(.0.as_ref()))]
     Block(Box<BlockError>),
+    /// A block is not in the bucket any more.
+    #[error("{cause}")]
+    BlockGone {
+        /// Its tenant.
+        tenant: Tenant,
+        /// The block.
+        block: BlockId,
+        /// What the bucket said; names the block.
+        cause: String,
+    },
     /// The deadline has passed.
     #[error("context deadline exceeded")]
     Deadline,
+    /// The tenant has too many jobs waiting.
+    #[error("job queue full")]
+    QueueFull,
     /// The trace is larger than the tenant's limit.
     #[error("trace exceeds max size (max bytes: {max_bytes})")]
     TraceTooLarge {
@@ -202,6 +219,18 @@ pub enum QueryError {
     /// The query reads too much.
     #[error("query reads more than {max_bytes} bytes of blocks, narrow its time range")]
     TooManyBytes {
+        /// The limit.
+        max_bytes: u64,
+    },
+    /// The query holds too much.
+    #[error("query needs more than {max_bytes} bytes of memory, narrow its time range or group by less")]
+    TooMuchMemory {
+        /// The limit.
+        max_bytes: u64,
+    },
+    /// All queries together hold too much.
+    #[error("queries use all {max_bytes} bytes of memory that they may, try again later")]
+    MemoryExhausted {
         /// The limit.
         max_bytes: u64,
     },
@@ -220,11 +249,61 @@ pub enum QueryError {
         /// What it said.
         cause: String,
     },
+    /// The process that ran a job is not reached any more.
+    #[error("querier: {cause}")]
+    Transport {
+        /// What went wrong.
+        cause: String,
+    },
+    /// A job failed in another process.
+    #[error("{}", .0.message)]
+    Remote(RemoteError),
+}
+
+/// What another process said of a job that failed there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteError {
+    /// As an HTTP status.
+    pub status: u16,
+    /// As a text for the client.
+    pub message: String,
+    /// Whether another try may succeed.
+    pub retryable: bool,
+}
+
+impl QueryError {
+    /// The HTTP status that clients of Tempo expect.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Deadline => 504,
+            Self::QueueFull => 429,
+            Self::TraceTooLarge { .. } => 422,
+            Self::TooManyBytes { .. } | Self::TooMuchMemory { .. } | Self::AnswerTooLarge { .. } | Self::Execution(_) => 400,
+            Self::Recent(_) | Self::Segment { .. } | Self::Block(_) | Self::BlockGone { .. } | Self::Worker { .. } => 500,
+            Self::MemoryExhausted { .. } | Self::Transport { .. } => 500,
+            Self::Remote(error) => error.status,
+        }
+    }
+
+    /// Whether the same job may succeed when it is tried again.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Recent(_) | Self::Worker { .. } | Self::Transport { .. } | Self::MemoryExhausted { .. } => true,
+            Self::Block(error) => matches!(error.as_ref(), BlockError::Store { .. }),
+            Self::Remote(error) => error.retryable,
+            _ => false,
+        }
+    }
 }
 
 impl From<BlockError> for QueryError {
     fn from(error: BlockError) -> Self {
-        Self::Block(Box::new(error))
+        match &error {
+            BlockError::Store { block, tenant, source } if source.is_not_found() => {
+                Self::BlockGone { tenant: tenant.clone(), block: *block, cause: chain(&error) }
+            }
+            _ => Self::Block(Box::new(error)),
+        }
     }
 }
 
@@ -239,28 +318,24 @@ pub struct TimeRange {
 
 impl TimeRange {
     /// Whether something between two Unix times in nanoseconds touches the range.
-    fn overlaps(self, start_ns: u64, end_ns: u64) -> bool {
+    pub(crate) fn overlaps(self, start_ns: u64, end_ns: u64) -> bool {
         start_ns <= self.end.saturating_mul(1_000_000_000) && end_ns >= self.start.saturating_mul(1_000_000_000)
     }
 }
 
-/// Answers queries. See the module documentation.
+/// Plans queries and combines what their jobs found. See the module documentation.
 #[derive(Debug)]
 pub struct Engine {
     settings: Settings,
-    store: Store,
     blocklist: Blocklist,
-    recent: Arc<dyn Recent>,
+    runner: Arc<dyn Runner>,
     clock: Arc<dyn Clock>,
     overrides: Arc<dyn Overrides>,
-    open_blocks: OpenBlocks,
-    reads: Semaphore,
-    scans: Arc<Semaphore>,
     metrics: Metrics,
 }
 
 impl Engine {
-    /// An engine with the default limits for every tenant.
+    /// An engine that runs its jobs itself, with the default limits for every tenant.
     ///
     /// # Errors
     /// A metric of the same name is registered already.
@@ -272,18 +347,22 @@ impl Engine {
         clock: Arc<dyn Clock>,
         registry: &Registry,
     ) -> prometheus::Result<Self> {
-        Ok(Self {
-            open_blocks: OpenBlocks::new(settings.open_blocks, settings.open_blocks_bytes),
-            reads: Semaphore::new(settings.concurrent_reads.clamp(1, Semaphore::MAX_PERMITS)),
-            scans: Arc::new(Semaphore::new(settings.concurrent_scans.clamp(1, Semaphore::MAX_PERMITS))),
-            metrics: Metrics::new(registry)?,
-            overrides: Arc::new(Limits::default()),
-            settings,
-            store,
-            blocklist,
-            recent,
-            clock,
-        })
+        let units = Units::new(&settings, store, Some(blocklist.clone()), RecentSource::Here(recent), registry)?;
+        Self::over(Arc::new(units), settings, blocklist, clock, registry)
+    }
+
+    /// An engine whose jobs somebody else runs, with the default limits for every tenant.
+    ///
+    /// # Errors
+    /// A metric of the same name is registered already.
+    pub fn over(
+        runner: Arc<dyn Runner>,
+        settings: Settings,
+        blocklist: Blocklist,
+        clock: Arc<dyn Clock>,
+        registry: &Registry,
+    ) -> prometheus::Result<Self> {
+        Ok(Self { settings, blocklist, runner, clock, overrides: Arc::new(Limits::default()), metrics: Metrics::new(registry)? })
     }
 
     /// The engine with limits per tenant.
@@ -298,6 +377,11 @@ impl Engine {
         self.overrides.limits(tenant)
     }
 
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
     }
@@ -306,228 +390,119 @@ impl Engine {
         &self.clock
     }
 
+    /// The blocks as they are listed now. Recent data may be asked for before or afterwards, see [`plan::Snapshot`].
+    pub(crate) fn snapshot(&self, tenants: &[Tenant], range: Option<TimeRange>) -> plan::Snapshot {
+        plan::Snapshot::new(&self.blocklist, tenants, range)
+    }
+
+    /// Runs a job.
+    pub(crate) async fn run(&self, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
+        self.runner.run(tenant, job).await
+    }
+
     /// Does `work` within a time. When a block turns out to be deleted that is not on the list any more, `work` is done again from its
     /// beginning, on the list as it is now: leaving the block out could miss what went from there to a block that is new.
-    async fn on_one_list<T, F>(&self, timeout: Duration, work: impl Fn() -> F) -> Result<T, QueryError>
+    pub(crate) async fn on_one_list<T, F>(&self, timeout: Duration, work: impl Fn() -> F) -> Result<T, QueryError>
     where
         F: Future<Output = Result<T, QueryError>>,
     {
         let until_it_holds = async {
             loop {
                 match work().await {
-                    Err(QueryError::Block(error)) if self.was_deleted(&error) => {
-                        tracing::info!(error = chain(error.as_ref()), "block was deleted while it was read, the query begins again");
+                    Err(QueryError::BlockGone { tenant, block, cause }) if self.blocklist.is_gone(&tenant, block) => {
+                        tracing::info!(error = cause, "block was deleted while it was read, the query begins again");
                     }
                     outcome => return outcome,
                 }
             }
         };
-        within(timeout, until_it_holds).await
-    }
-
-    /// Whether a block could not be read because it was deleted, as it should be.
-    fn was_deleted(&self, error: &BlockError) -> bool {
-        match error {
-            BlockError::Store { block, tenant, source } => source.is_not_found() && self.blocklist.is_gone(tenant, *block),
-            _ => false,
-        }
-    }
-
-    /// The blocks of the tenants that may hold something of the range, newest first: by end descending, then by id, so that the order does
-    /// not depend on when a block was added. Take it only after recent data was asked for.
-    fn blocks(&self, tenants: &[Tenant], range: Option<TimeRange>) -> Vec<Arc<Meta>> {
-        self.open_blocks.close_unlisted(&self.blocklist);
-        let mut blocks: Vec<_> = tenants
-            .iter()
-            .flat_map(|tenant| self.blocklist.blocks(tenant).iter().cloned().collect::<Vec<_>>())
-            .filter(|meta| range.is_none_or(|range| range.overlaps(start_ns(meta), end_ns(meta))))
-            .collect();
-        blocks.sort_by_key(|meta| (std::cmp::Reverse(end_ns(meta)), meta.block_id));
-        blocks
+        tokio::time::timeout(timeout, until_it_holds).await.unwrap_or(Err(QueryError::Deadline))
     }
 
     /// The range of blocks when the client gave none.
-    fn lookback(&self) -> TimeRange {
+    pub(crate) fn lookback(&self) -> TimeRange {
         let now = self.clock.now();
         TimeRange { start: now.saturating_sub(self.settings.default_lookback).as_secs(), end: u64::MAX }
     }
 
-    /// Hands all recent traces of a tenant to a visitor, on a blocking thread.
-    async fn scan_recent<V: Visitor>(&self, tenant: &Tenant, mut visitor: V, query: &Query) -> Result<V, QueryError> {
-        let mut traces = self.recent.traces(tenant).await?;
-        // Bounded answers depend on what comes first.
-        traces.sort_unstable_by_key(|trace| trace.trace_id);
-        let tenant = tenant.clone();
-        let cancelled = query.cancelled();
-        let permit = self.scan_permit().await?;
-        blocking(move || {
-            let _permit = permit;
-            for recent in &traces {
-                if cancelled.load(Ordering::Relaxed) {
-                    break;
-                }
-                if let Some(trace) = assemble(&tenant, recent)? {
-                    visitor.visit(trace)?;
-                }
-            }
-            Ok(visitor)
-        })
-        .await
+    /// Counts the bytes that a query reads.
+    pub(crate) fn charge(&self) -> Charge {
+        Charge { bytes: 0, max_bytes: self.settings.max_bytes_per_query }
     }
 
-    /// Hands all traces of a block to a visitor, row group by row group. This is a task of its own, so that the permit is held until the
-    /// last row group is gone, even when nobody waits for the answer any more.
-    async fn scan_block<V: Visitor>(
-        &self,
-        meta: &Arc<Meta>,
-        projection: Projection,
-        mut visitor: V,
-        query: &Query,
-    ) -> Result<V, QueryError> {
-        let permit = self.scan_permit().await?;
-        let reader = self.open_blocks.open(&self.store, meta).await?;
-        let cancelled = query.cancelled();
-        let budget = query.budget();
-        let scan = tokio::spawn(async move {
-            let _permit = permit;
-            let bytes = reader.meta().size.div_ceil(reader.row_groups().max(1) as u64);
-            for row_group in 0..reader.row_groups() {
-                if cancelled.load(Ordering::Relaxed) {
-                    break;
-                }
-                budget.charge(bytes)?;
-                let traces = reader.scan(row_group, projection).await?;
-                visitor = blocking(move || {
-                    traces.into_iter().try_for_each(|trace| visitor.visit(trace))?;
-                    Ok(visitor)
-                })
-                .await?;
-            }
-            Ok(visitor)
-        });
-        scan.await.unwrap_or_else(|error| Err(QueryError::Worker { cause: error.to_string() }))
-    }
-
-    /// Scans blocks concurrently and hands what the visitors gathered to `take`, in the order of the blocks, until it says stop.
-    async fn scan_blocks<V: Visitor>(
-        &self,
-        blocks: Vec<Arc<Meta>>,
-        projection: Projection,
-        query: &Query,
-        visitor: impl Fn(&Meta) -> V,
-        mut take: impl FnMut(&Meta, V) -> Flow,
-    ) -> Result<(), QueryError> {
-        let visitor = &visitor;
-        let mut scans = futures::stream::iter(blocks)
-            .map(|meta| async move {
-                let visitor = self.scan_block(&meta, projection, visitor(&meta), query).await;
-                (meta, visitor)
-            })
-            .buffered(self.settings.concurrent_scans.max(1) * 2);
-        while let Some((meta, visitor)) = scans.next().await {
-            if take(&meta, visitor?) == Flow::Stop {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    async fn scan_permit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, QueryError> {
-        Arc::clone(&self.scans).acquire_owned().await.map_err(|error| QueryError::Worker { cause: error.to_string() })
-    }
-
-    fn query(&self) -> Query {
-        Query {
-            cancelled: Arc::new(AtomicBool::new(false)),
-            budget: Arc::new(Budget { read: AtomicU64::new(0), max_bytes: self.settings.max_bytes_per_query }),
-        }
+    /// For running the jobs of one query.
+    pub(crate) fn in_order(&self, most: usize) -> InOrder<'_> {
+        let most = most.max(1);
+        InOrder { engine: self, running: FuturesOrdered::new(), room: FIRST_JOBS.min(most), most }
     }
 }
 
-/// Whether more is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flow {
-    Continue,
-    Stop,
+/// Jobs of one query that run at the same time and whose answers are taken in the order in which they were begun.
+///
+/// How many run begins small and grows with every answer, since many queries need few of their jobs, and later jobs can profit from what
+/// earlier ones found. Dropping this cancels what runs.
+pub(crate) struct InOrder<'e> {
+    engine: &'e Engine,
+    running: FuturesOrdered<BoxFuture<'e, Result<Answer, QueryError>>>,
+    room: usize,
+    most: usize,
 }
 
-/// Looks at traces one after the other, on a thread of its own.
-trait Visitor: Send + 'static {
-    fn visit(&mut self, trace: Trace) -> Result<(), QueryError>;
+/// Jobs that are begun before the first answer is there.
+const FIRST_JOBS: usize = 32;
+
+impl InOrder<'_> {
+    /// Whether another job may begin.
+    pub(crate) fn has_room(&self) -> bool {
+        self.running.len() < self.room
+    }
+
+    /// Begins a job.
+    pub(crate) fn begin(&mut self, tenant: Tenant, job: Job) {
+        let engine = self.engine;
+        self.running.push_back(Box::pin(async move { engine.run(&tenant, job).await }));
+    }
+
+    /// The answer of the job that was begun first; `None` when there is none.
+    pub(crate) async fn next(&mut self) -> Option<Result<Answer, QueryError>> {
+        let answer = self.running.next().await;
+        self.room = (self.room + 1).min(self.most);
+        answer
+    }
 }
 
-/// A running query. Dropping it tells its scans to stop.
+/// Bytes of blocks that a query reads.
 #[derive(Debug)]
-struct Query {
-    cancelled: Arc<AtomicBool>,
-    budget: Arc<Budget>,
-}
-
-impl Query {
-    fn cancelled(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.cancelled)
-    }
-
-    fn budget(&self) -> Arc<Budget> {
-        Arc::clone(&self.budget)
-    }
-}
-
-impl Drop for Query {
-    fn drop(&mut self) {
-        self.cancelled.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Bytes that a query has read from blocks.
-#[derive(Debug)]
-struct Budget {
-    read: AtomicU64,
+pub(crate) struct Charge {
+    bytes: u64,
     max_bytes: u64,
 }
 
-impl Budget {
-    fn charge(&self, bytes: u64) -> Result<(), QueryError> {
-        let before = self.read.fetch_add(bytes, Ordering::Relaxed);
-        if self.max_bytes > 0 && before + bytes > self.max_bytes {
+impl Charge {
+    /// Reads more.
+    ///
+    /// # Errors
+    /// That is too much.
+    pub(crate) fn add(&mut self, bytes: u64) -> Result<(), QueryError> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.max_bytes > 0 && self.bytes > self.max_bytes {
             return Err(QueryError::TooManyBytes { max_bytes: self.max_bytes });
         }
         Ok(())
     }
 }
 
+/// An answer of another kind than its job.
+pub(crate) fn wrong_kind() -> QueryError {
+    QueryError::Worker { cause: "an answer of another kind than was asked for".to_owned() }
+}
+
 /// First nanosecond of a block.
-fn start_ns(meta: &Meta) -> u64 {
+pub(crate) fn start_ns(meta: &Meta) -> u64 {
     u64::try_from(meta.start_time).unwrap_or(0).saturating_mul(1_000_000_000)
 }
 
 /// Last nanosecond of a block: its description counts whole seconds.
-fn end_ns(meta: &Meta) -> u64 {
+pub(crate) fn end_ns(meta: &Meta) -> u64 {
     u64::try_from(meta.end_time).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(999_999_999)
-}
-
-/// Puts the segments of a recent trace together; `None` when there are none.
-fn assemble(tenant: &Tenant, recent: &RecentTrace) -> Result<Option<Trace>, QueryError> {
-    let mut combiner = Combiner::new(0);
-    for segment in &recent.segments {
-        combiner.add(decode(tenant, segment)?);
-    }
-    let trace = combiner.finish(recent.trace_id);
-    Ok((!trace.resource_spans.is_empty()).then_some(trace))
-}
-
-fn decode(tenant: &Tenant, segment: &Segment) -> Result<Vec<opentelemetry_proto::tonic::trace::v1::ResourceSpans>, QueryError> {
-    let failed = |source| QueryError::Segment { tenant: tenant.clone(), trace_id: segment.trace_id, source };
-    segment.decode().map_err(failed)
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, QueryError> + Send + 'static) -> Result<T, QueryError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(QueryError::Worker { cause: error.to_string() }),
-    }
-}
-
-async fn within<T>(timeout: Duration, work: impl Future<Output = Result<T, QueryError>>) -> Result<T, QueryError> {
-    tokio::time::timeout(timeout, work).await.unwrap_or(Err(QueryError::Deadline))
 }

@@ -8,20 +8,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
-use opentelemetry_proto::tonic::{
-    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
-    resource::v1::Resource,
-    trace::v1::Span,
-};
-use storage::{
-    block::{Meta, Projection, Trace},
-    id::Tenant,
-};
+use storage::id::Tenant;
 
-use super::{Engine, Flow, QueryError, TimeRange, Visitor};
-use crate::traceql::{Filter, TraceView};
+use super::{Engine, QueryError, Streaming, TimeRange, gathered::Gathered, stream::Progress, wrong_kind};
+use crate::{
+    job::{Answer, Bounds, Job, Place, TagsAnswer, TagsJob, Wanted, sorted},
+    traceql::Filter,
+};
 
 /// Where attributes live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,6 +123,36 @@ pub enum TextIntrinsic {
     InstrumentationVersion,
 }
 
+impl TextIntrinsic {
+    const ALL: [Self; 7] = [
+        Self::Name,
+        Self::StatusMessage,
+        Self::RootName,
+        Self::RootServiceName,
+        Self::EventName,
+        Self::InstrumentationName,
+        Self::InstrumentationVersion,
+    ];
+
+    /// Its name.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Name => "name",
+            Self::StatusMessage => "statusMessage",
+            Self::RootName => "rootName",
+            Self::RootServiceName => "rootServiceName",
+            Self::EventName => "event:name",
+            Self::InstrumentationName => "instrumentation:name",
+            Self::InstrumentationVersion => "instrumentation:version",
+        }
+    }
+
+    /// The intrinsic of that name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|intrinsic| intrinsic.as_str() == name)
+    }
+}
+
 impl TagName {
     /// Reads a TraceQL identifier: `.foo`, `span.foo`, `resource."my attr"`, `name`, `span:kind`, … `None` when it is none.
     pub fn parse(identifier: &str) -> Option<Self> {
@@ -169,18 +195,6 @@ impl TagName {
             _ => return None,
         })
     }
-
-    fn projection(&self) -> Projection {
-        match self {
-            Self::Attribute { scope, .. } => scope_projection(*scope),
-            Self::Text(TextIntrinsic::EventName) => Projection { events: true, ..Projection::INTRINSICS },
-            Self::Text(TextIntrinsic::InstrumentationName | TextIntrinsic::InstrumentationVersion) => {
-                Projection { scopes: true, ..Projection::INTRINSICS }
-            }
-            Self::Text(TextIntrinsic::RootServiceName) => Projection { resource_attributes: true, ..Projection::INTRINSICS },
-            Self::Text(_) | Self::Keywords(_) | Self::Nothing => Projection::INTRINSICS,
-        }
-    }
 }
 
 /// An attribute name of TraceQL without its quotes: plain and quoted parts may follow each other.
@@ -198,17 +212,6 @@ fn unquote(name: &str) -> Option<String> {
         }
     }
     (!quoted && !name.is_empty()).then_some(plain)
-}
-
-fn scope_projection(scope: Option<TagScope>) -> Projection {
-    let wanted = |this| scope.is_none_or(|scope| scope == this);
-    Projection {
-        resource_attributes: wanted(TagScope::Resource),
-        scopes: wanted(TagScope::Instrumentation),
-        span_attributes: wanted(TagScope::Span),
-        events: wanted(TagScope::Event),
-        links: wanted(TagScope::Link),
-    }
 }
 
 /// A question for the names of attributes.
@@ -256,16 +259,7 @@ impl Engine {
     /// # Errors
     /// Some part of the data cannot be read in time.
     pub async fn tag_names(&self, tenants: &[Tenant], request: NamesRequest) -> Result<Tags, QueryError> {
-        let bounds = Bounds {
-            max_bytes: self.max_tag_bytes(tenants),
-            max_per_group: request.max_per_scope,
-            max_entries: 0,
-            max_stale: request.max_stale,
-            count_group: false,
-        };
-        let projection = with_filter(scope_projection(request.scope), request.filter.as_ref());
-        let wanted = Arc::new(Wanted::Names(request.scope));
-        self.gather(tenants, Gather { wanted, filter: request.filter, range: request.range, bounds, projection }).await
+        self.tags(tenants, &self.names_query(tenants, request), None).await
     }
 
     /// Values of a tag, by type.
@@ -273,6 +267,38 @@ impl Engine {
     /// # Errors
     /// Some part of the data cannot be read in time.
     pub async fn tag_values(&self, tenants: &[Tenant], request: ValuesRequest) -> Result<Tags, QueryError> {
+        self.tags(tenants, &self.values_query(tenants, request), None).await
+    }
+
+    /// As [`Engine::tag_names`], with what was found so far every `every`; the last message has everything.
+    pub fn tag_names_stream(self: &Arc<Self>, tenants: Vec<Tenant>, request: NamesRequest, every: Duration) -> Streaming<Tags> {
+        let query = self.names_query(&tenants, request);
+        self.tags_stream(tenants, query, every)
+    }
+
+    /// As [`Engine::tag_values`], with what was found so far every `every`; the last message has everything.
+    pub fn tag_values_stream(self: &Arc<Self>, tenants: Vec<Tenant>, request: ValuesRequest, every: Duration) -> Streaming<Tags> {
+        let query = self.values_query(&tenants, request);
+        self.tags_stream(tenants, query, every)
+    }
+
+    fn tags_stream(self: &Arc<Self>, tenants: Vec<Tenant>, query: TagsQuery, every: Duration) -> Streaming<Tags> {
+        let engine = Arc::clone(self);
+        Streaming::spawn(every, move |progress| async move { engine.tags(&tenants, &query, Some(&progress)).await })
+    }
+
+    fn names_query(&self, tenants: &[Tenant], request: NamesRequest) -> TagsQuery {
+        let bounds = Bounds {
+            max_bytes: self.max_tag_bytes(tenants),
+            max_per_group: request.max_per_scope,
+            max_entries: 0,
+            max_stale: request.max_stale,
+            count_group: false,
+        };
+        TagsQuery { wanted: Wanted::Names(request.scope), filter: request.filter, range: request.range, bounds }
+    }
+
+    fn values_query(&self, tenants: &[Tenant], request: ValuesRequest) -> TagsQuery {
         let bounds = Bounds {
             max_bytes: self.max_tag_bytes(tenants),
             max_per_group: 0,
@@ -280,313 +306,101 @@ impl Engine {
             max_stale: request.max_stale,
             count_group: true,
         };
-        match &request.tag {
-            TagName::Nothing => return Ok(Tags::default()),
-            TagName::Keywords(keywords) => {
-                let mut found = Gathered::new(bounds);
-                keywords.iter().for_each(|keyword| found.add("keyword", keyword));
-                return Ok(Tags { groups: found.groups, inspected_bytes: 0 });
-            }
-            TagName::Attribute { .. } | TagName::Text(_) => {}
-        }
-        let projection = with_filter(request.tag.projection(), request.filter.as_ref());
-        let wanted = Arc::new(Wanted::Values(request.tag));
-        self.gather(tenants, Gather { wanted, filter: request.filter, range: request.range, bounds, projection }).await
+        TagsQuery { wanted: Wanted::Values(request.tag), filter: request.filter, range: request.range, bounds }
     }
 
     fn max_tag_bytes(&self, tenants: &[Tenant]) -> usize {
         tenants.iter().map(|tenant| self.limits(tenant).max_bytes_per_tag_values_query).filter(|limit| *limit > 0).min().unwrap_or(0)
     }
 
-    async fn gather(&self, tenants: &[Tenant], request: Gather) -> Result<Tags, QueryError> {
-        let query = self.query();
-        let filter = request.filter.map(Arc::new);
-        let work = || async {
-            let gatherer = || Gatherer {
-                wanted: Arc::clone(&request.wanted),
-                filter: filter.clone(),
-                // Repetitions are counted where everything comes together.
-                found: Gathered::new(Bounds { max_stale: 0, ..request.bounds }),
-            };
-            let mut all = Gathered::new(request.bounds);
-            let mut inspected_bytes = 0;
-            for tenant in tenants {
-                all.merge(self.scan_recent(tenant, gatherer(), &query).await?.found);
+    async fn tags(&self, tenants: &[Tenant], query: &TagsQuery, progress: Option<&Progress<Tags>>) -> Result<Tags, QueryError> {
+        match &query.wanted {
+            Wanted::Values(TagName::Nothing) => return Ok(Tags::default()),
+            Wanted::Values(TagName::Keywords(keywords)) => {
+                let mut found = Gathered::new(query.bounds);
+                keywords.iter().for_each(|keyword| found.add("keyword", keyword));
+                return Ok(Tags { groups: sorted(found.since(0)), inspected_bytes: 0 });
             }
-            let mut blocks = self.blocks(tenants, Some(request.range.unwrap_or_else(|| self.lookback())));
-            let most = tenants.iter().map(|tenant| self.limits(tenant).max_blocks_per_tag_values_query).filter(|most| *most > 0).min();
-            blocks.truncate(most.unwrap_or(usize::MAX));
-            if !all.full {
-                let take = |meta: &Meta, gatherer: Gatherer| {
-                    inspected_bytes += meta.size;
-                    all.merge(gatherer.found);
-                    if all.full { Flow::Stop } else { Flow::Continue }
-                };
-                self.scan_blocks(blocks, request.projection, &query, |_| gatherer(), take).await?;
-            }
-            Ok(Tags { groups: all.groups, inspected_bytes })
+            Wanted::Names(_) | Wanted::Values(TagName::Attribute { .. } | TagName::Text(_)) => {}
+        }
+        self.on_one_list(self.settings.search_timeout, || self.gather(tenants, query, progress)).await
+    }
+
+    async fn gather(&self, tenants: &[Tenant], query: &TagsQuery, progress: Option<&Progress<Tags>>) -> Result<Tags, QueryError> {
+        let mut snapshot = self.snapshot(tenants, Some(query.range.unwrap_or_else(|| self.lookback())));
+        let job = |place: Place| {
+            // Known texts in a row are counted where everything comes together.
+            let bounds = Bounds { max_stale: 0, ..query.bounds };
+            Job::Tags(TagsJob { wanted: query.wanted.clone(), filter: query.filter.clone(), bounds, place })
         };
-        self.on_one_list(self.settings.search_timeout, work).await
+        let mut gathering = Gathering { all: Gathered::new(query.bounds), inspected_bytes: 0, shown: 0, progress };
+        for tenant in tenants {
+            let Answer::Tags(answer) = self.run(tenant, job(Place::Recent)).await? else { return Err(wrong_kind()) };
+            snapshot.add(&answer.published);
+            gathering.take(&answer);
+        }
+        let most = tenants.iter().map(|tenant| self.limits(tenant).max_blocks_per_tag_values_query).filter(|most| *most > 0).min();
+        snapshot.truncate(most.unwrap_or(usize::MAX));
+        if !gathering.all.is_full() {
+            let mut charge = self.charge();
+            let mut parts = snapshot.parts(self.settings.target_bytes_per_job).into_iter();
+            let mut running = self.in_order(self.settings.concurrent_jobs);
+            loop {
+                while running.has_room()
+                    && let Some(part) = parts.next()
+                {
+                    charge.add(part.bytes())?;
+                    running.begin(part.meta.tenant_id.clone(), job(Place::RowGroups(part)));
+                }
+                let Some(answer) = running.next().await else { break };
+                let Answer::Tags(answer) = answer? else { return Err(wrong_kind()) };
+                gathering.take(&answer);
+                if gathering.all.is_full() {
+                    break;
+                }
+            }
+        }
+        Ok(Tags { groups: sorted(gathering.all.since(0)), inspected_bytes: gathering.inspected_bytes })
     }
 }
 
 /// A tag query that is ready to run.
 #[derive(Debug)]
-struct Gather {
-    wanted: Arc<Wanted>,
+struct TagsQuery {
+    wanted: Wanted,
     filter: Option<Filter>,
     range: Option<TimeRange>,
     bounds: Bounds,
-    projection: Projection,
 }
 
-/// What is gathered.
-#[derive(Debug)]
-enum Wanted {
-    Names(Option<TagScope>),
-    Values(TagName),
+/// A tag query that is running.
+struct Gathering<'p> {
+    all: Gathered,
+    inspected_bytes: u64,
+    /// Texts that were sent already.
+    shown: usize,
+    progress: Option<&'p Progress<Tags>>,
 }
 
-/// Bounds of an answer; 0 means none.
-#[derive(Clone, Copy, Debug)]
-struct Bounds {
-    max_bytes: usize,
-    max_per_group: usize,
-    max_entries: usize,
-    max_stale: usize,
-    /// Whether the name of the group counts as bytes of an entry.
-    count_group: bool,
-}
-
-/// A bounded set of texts in groups.
-#[derive(Debug)]
-struct Gathered {
-    bounds: Bounds,
-    groups: BTreeMap<&'static str, BTreeSet<String>>,
-    entries: usize,
-    bytes: usize,
-    stale: usize,
-    full: bool,
-}
-
-impl Gathered {
-    fn new(bounds: Bounds) -> Self {
-        Self { bounds, groups: BTreeMap::new(), entries: 0, bytes: 0, stale: 0, full: false }
-    }
-
-    fn add(&mut self, group: &'static str, text: &str) {
-        if self.full || text.is_empty() {
-            return;
-        }
-        let reached = |limit: usize, count: usize| limit > 0 && count >= limit;
-        if self.groups.get(group).is_some_and(|known| known.contains(text)) {
-            self.stale += 1;
-            self.full = reached(self.bounds.max_stale, self.stale);
-            return;
-        }
-        let bytes = text.len() + if self.bounds.count_group { group.len() } else { 0 };
-        if self.bounds.max_bytes > 0 && self.bytes + bytes > self.bounds.max_bytes {
-            self.full = true;
-            return;
-        }
-        let entries = self.groups.entry(group).or_default();
-        entries.insert(text.to_owned());
-        self.stale = 0;
-        self.bytes += bytes;
-        self.entries += 1;
-        self.full = reached(self.bounds.max_per_group, entries.len()) || reached(self.bounds.max_entries, self.entries);
-    }
-
-    fn merge(&mut self, other: Self) {
-        for (group, texts) in other.groups {
-            texts.iter().for_each(|text| self.add(group, text));
-        }
-    }
-}
-
-/// Gathers from traces.
-#[derive(Debug)]
-struct Gatherer {
-    wanted: Arc<Wanted>,
-    filter: Option<Arc<Filter>>,
-    found: Gathered,
-}
-
-impl Visitor for Gatherer {
-    fn visit(&mut self, mut trace: Trace) -> Result<(), QueryError> {
-        if self.found.full {
-            return Ok(());
-        }
-        let (root_name, root_service) = match &*self.wanted {
-            Wanted::Values(TagName::Text(TextIntrinsic::RootName | TextIntrinsic::RootServiceName)) => root(&trace),
-            _ => (String::new(), String::new()),
-        };
-        if let Some(filter) = &self.filter {
-            keep_matching(&mut trace, filter);
-        }
-        if trace.resource_spans.is_empty() {
-            return Ok(());
-        }
-        match &*self.wanted {
-            Wanted::Values(TagName::Text(TextIntrinsic::RootName)) => self.found.add("string", &root_name),
-            Wanted::Values(TagName::Text(TextIntrinsic::RootServiceName)) => self.found.add("string", &root_service),
-            wanted => look_at(&trace, wanted, &mut self.found),
-        }
-        Ok(())
-    }
-}
-
-fn look_at(trace: &Trace, wanted: &Wanted, found: &mut Gathered) {
-    for resource in &trace.resource_spans {
-        if let Some(Resource { attributes, .. }) = &resource.resource {
-            look_at_attributes(TagScope::Resource, attributes, wanted, found);
-        }
-        for scope in &resource.scope_spans {
-            if let Some(scope) = &scope.scope {
-                look_at_scope(scope, wanted, found);
-            }
-            for span in &scope.spans {
-                look_at_span(span, wanted, found);
+impl Gathering<'_> {
+    fn take(&mut self, answer: &TagsAnswer) {
+        self.inspected_bytes += answer.inspected_bytes;
+        self.all.merge(&answer.found, answer.full);
+        if let Some(progress) = self.progress
+            && self.all.len() > self.shown
+            && progress.is_due()
+        {
+            let groups = sorted(self.all.since(self.shown));
+            if progress.send(Tags { groups, inspected_bytes: self.inspected_bytes }) {
+                self.shown = self.all.len();
             }
         }
-    }
-}
-
-fn look_at_scope(scope: &InstrumentationScope, wanted: &Wanted, found: &mut Gathered) {
-    match wanted {
-        Wanted::Values(TagName::Text(TextIntrinsic::InstrumentationName)) => found.add("string", &scope.name),
-        Wanted::Values(TagName::Text(TextIntrinsic::InstrumentationVersion)) => found.add("string", &scope.version),
-        _ => look_at_attributes(TagScope::Instrumentation, &scope.attributes, wanted, found),
-    }
-}
-
-fn look_at_span(span: &Span, wanted: &Wanted, found: &mut Gathered) {
-    match wanted {
-        Wanted::Values(TagName::Text(TextIntrinsic::Name)) => found.add("string", &span.name),
-        Wanted::Values(TagName::Text(TextIntrinsic::StatusMessage)) => {
-            found.add("string", span.status.as_ref().map_or("", |status| &status.message));
-        }
-        Wanted::Values(TagName::Text(TextIntrinsic::EventName)) => span.events.iter().for_each(|event| found.add("string", &event.name)),
-        _ => {
-            look_at_attributes(TagScope::Span, &span.attributes, wanted, found);
-            for event in &span.events {
-                look_at_attributes(TagScope::Event, &event.attributes, wanted, found);
-            }
-            for link in &span.links {
-                look_at_attributes(TagScope::Link, &link.attributes, wanted, found);
-            }
-        }
-    }
-}
-
-fn look_at_attributes(scope: TagScope, attributes: &[KeyValue], wanted: &Wanted, found: &mut Gathered) {
-    match wanted {
-        Wanted::Names(asked) if asked.is_none_or(|asked| asked == scope) => {
-            attributes.iter().for_each(|attribute| found.add(scope.as_str(), &attribute.key));
-        }
-        Wanted::Values(TagName::Attribute { scope: asked, name }) if asked.is_none_or(|asked| asked == scope) => {
-            for attribute in attributes.iter().filter(|attribute| attribute.key == *name) {
-                if let Some(value) = &attribute.value {
-                    look_at_value(value, found);
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
-/// Elements of arrays are values like others; maps and bytes are not shown, as TraceQL cannot compare them.
-fn look_at_value(value: &AnyValue, found: &mut Gathered) {
-    match &value.value {
-        Some(Value::StringValue(text)) => found.add("string", text),
-        Some(Value::BoolValue(value)) => found.add("bool", if *value { "true" } else { "false" }),
-        Some(Value::IntValue(value)) => found.add("int", &value.to_string()),
-        Some(Value::DoubleValue(value)) => found.add("float", &value.to_string()),
-        Some(Value::ArrayValue(array)) => {
-            let scalars = array.values.iter().filter(|value| !matches!(value.value, Some(Value::ArrayValue(_))));
-            scalars.for_each(|value| look_at_value(value, found));
-        }
-        Some(Value::KvlistValue(_) | Value::BytesValue(_) | Value::StringValueStrindex(_)) | None => {}
-    }
-}
-
-/// Name and service of the root span.
-fn root(trace: &Trace) -> (String, String) {
-    let mut root = (String::new(), String::new());
-    for resource in &trace.resource_spans {
-        for span in resource.scope_spans.iter().flat_map(|scope| &scope.spans) {
-            if span.parent_span_id.iter().all(|byte| *byte == 0) {
-                let attributes = resource.resource.iter().flat_map(|resource| &resource.attributes);
-                let service = attributes.filter(|attribute| attribute.key == "service.name").find_map(|attribute| {
-                    match attribute.value.as_ref()?.value.as_ref()? {
-                        Value::StringValue(service) => Some(service.clone()),
-                        _ => None,
-                    }
-                });
-                root = (span.name.clone(), service.unwrap_or_default());
-            }
-        }
-    }
-    root
-}
-
-/// Leaves only the spans that satisfy the filter, with their resources and scopes.
-fn keep_matching(trace: &mut Trace, filter: &Filter) {
-    let matching = filter.matching_spans(&TraceView::new(trace));
-    let mut matching = matching.into_iter().peekable();
-    let mut position = 0;
-    for resource in &mut trace.resource_spans {
-        for scope in &mut resource.scope_spans {
-            scope.spans.retain(|_| {
-                let keep = matching.next_if_eq(&position).is_some();
-                position += 1;
-                keep
-            });
-        }
-        resource.scope_spans.retain(|scope| !scope.spans.is_empty());
-    }
-    trace.resource_spans.retain(|resource| !resource.scope_spans.is_empty());
-}
-
-/// What must be decoded for the answer and for the filter.
-fn with_filter(wanted: Projection, filter: Option<&Filter>) -> Projection {
-    let Some(other) = filter.map(Filter::projection) else {
-        return wanted;
-    };
-    Projection {
-        resource_attributes: wanted.resource_attributes || other.resource_attributes,
-        scopes: wanted.scopes || other.scopes,
-        span_attributes: wanted.span_attributes || other.span_attributes,
-        events: wanted.events || other.events,
-        links: wanted.links || other.links,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const UNBOUNDED: Bounds = Bounds { max_bytes: 0, max_per_group: 0, max_entries: 0, max_stale: 0, count_group: false };
-
-    fn gathered(bounds: Bounds) -> Vec<(&'static str, String)> {
-        let mut found = Gathered::new(bounds);
-        for (group, text) in [("a", "one"), ("a", "two"), ("b", "one"), ("a", "one"), ("a", "one"), ("b", "three"), ("b", "")] {
-            found.add(group, text);
-        }
-        found.groups.into_iter().flat_map(|(group, texts)| texts.into_iter().map(move |text| (group, text))).collect()
-    }
-
-    #[test]
-    fn answers_are_bounded() {
-        let entry = |group, text: &str| (group, text.to_owned());
-        let everything = [entry("a", "one"), entry("a", "two"), entry("b", "one"), entry("b", "three")];
-        assert_eq!(gathered(UNBOUNDED), everything);
-        assert_eq!(gathered(Bounds { max_entries: 2, ..UNBOUNDED }), everything[..2]);
-        assert_eq!(gathered(Bounds { max_per_group: 1, ..UNBOUNDED }), everything[..1]);
-        assert_eq!(gathered(Bounds { max_stale: 2, ..UNBOUNDED }), everything[..3]);
-        assert_eq!(gathered(Bounds { max_bytes: 9, ..UNBOUNDED }), everything[..3]);
-        assert_eq!(gathered(Bounds { max_bytes: 9, count_group: true, ..UNBOUNDED }), everything[..2]);
-    }
 
     #[test]
     fn identifiers_are_read() {

@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt as _, TryStreamExt as _};
 use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
-use prost::Message as _;
 use storage::{
-    block::{Meta, Trace},
+    block::Meta,
     id::{Tenant, TraceId},
 };
 
 use super::{
-    Engine, Query, QueryError, TimeRange,
+    Engine, QueryError, TimeRange,
     combine::{self, Combiner},
-    decode,
+    wrong_kind,
 };
+use crate::job::{Answer, Job, TraceAnswer, TraceJob};
+
+/// Blocks of one job, at least: asking a filter costs less than a job.
+const MIN_BLOCKS: usize = 8;
 
 /// A question for one trace.
 #[derive(Clone, Copy, Debug)]
@@ -45,9 +47,8 @@ impl Engine {
     /// Some part of the data cannot be read in time.
     pub async fn trace(&self, tenants: &[Tenant], request: TraceRequest) -> Result<FoundTrace, QueryError> {
         let max_bytes = self.max_bytes_per_trace(tenants);
-        let query = self.query();
-        let found = self.on_one_list(self.settings.trace_timeout, || self.whole_trace(tenants, request, max_bytes, &query)).await?;
-        let mut resource_spans = found.trace.resource_spans;
+        let found = self.on_one_list(self.settings.trace_timeout, || self.whole_trace(tenants, request, max_bytes)).await?;
+        let mut resource_spans = found.resource_spans;
         combine::separate_shared_ids(&mut resource_spans);
         combine::complete(&mut resource_spans);
         Ok(FoundTrace { resource_spans, truncated: found.truncated, max_bytes, inspected_bytes: found.inspected_bytes })
@@ -66,66 +67,54 @@ impl Engine {
     }
 
     /// The trace as it is stored, from recent data and then from blocks, cut at `max_bytes`.
-    pub(super) async fn whole_trace(
-        &self,
-        tenants: &[Tenant],
-        request: TraceRequest,
-        max_bytes: usize,
-        query: &Query,
-    ) -> Result<WholeTrace, QueryError> {
+    async fn whole_trace(&self, tenants: &[Tenant], request: TraceRequest, max_bytes: usize) -> Result<TraceAnswer, QueryError> {
+        let job = |blocks: Option<Vec<Arc<Meta>>>| Job::Trace(TraceJob { id: request.id, blocks, max_bytes });
+        let mut snapshot = self.snapshot(tenants, request.range);
         let mut combiner = Combiner::new(max_bytes);
         let mut inspected_bytes = 0;
+        let mut truncated = false;
         for tenant in tenants {
-            for segment in self.recent.trace(tenant, request.id).await? {
-                if !combiner.is_truncated() {
-                    combiner.add(decode(tenant, &segment)?);
-                }
-            }
+            let Answer::Trace(answer) = self.run(tenant, job(None)).await? else { return Err(wrong_kind()) };
+            snapshot.add(&answer.published);
+            combiner.add(answer.resource_spans);
+            truncated |= answer.truncated;
         }
 
-        // First the filters of all blocks: the trace is in few of them, and the others cost no more than that.
-        let concurrency = self.settings.concurrent_reads.max(1);
-        let blocks = self.blocks(tenants, request.range);
-        let filtered = futures::stream::iter(blocks).map(|meta| self.may_hold(meta, request.id)).buffered(concurrency);
-        let candidates: Vec<Arc<Meta>> = filtered.try_filter_map(|candidate| async { Ok(candidate) }).try_collect().await?;
-        let mut found = futures::stream::iter(candidates).map(|meta| self.find(meta, request.id, query)).buffered(concurrency);
-        while let Some(trace) = found.next().await {
-            if let Some((trace, bytes)) = trace? {
-                combiner.add(trace.resource_spans);
-                inspected_bytes += bytes;
+        let most = if self.settings.concurrent_shards == 0 { usize::MAX } else { self.settings.concurrent_shards };
+        let mut charge = self.charge();
+        let mut running = self.in_order(most);
+        let mut shards = shards(snapshot.blocks(), self.settings.trace_shards.saturating_sub(1)).into_iter();
+        while !combiner.is_truncated() && !truncated {
+            while running.has_room()
+                && let Some((tenant, blocks)) = shards.next()
+            {
+                running.begin(tenant, job(Some(blocks)));
             }
-            if combiner.is_truncated() {
-                break;
-            }
+            let Some(answer) = running.next().await else { break };
+            let Answer::Trace(answer) = answer? else { return Err(wrong_kind()) };
+            charge.add(answer.inspected_bytes)?;
+            inspected_bytes += answer.inspected_bytes;
+            combiner.add(answer.resource_spans);
+            truncated |= answer.truncated;
         }
-        Ok(WholeTrace { truncated: combiner.is_truncated(), trace: combiner.finish(request.id), inspected_bytes })
-    }
-
-    /// The block, if its filters do not say that it lacks the trace.
-    async fn may_hold(&self, meta: Arc<Meta>, id: TraceId) -> Result<Option<Arc<Meta>>, QueryError> {
-        let _permit = self.reads.acquire().await.map_err(|error| QueryError::Worker { cause: error.to_string() })?;
-        Ok(self.open_blocks.may_hold(&self.store, &meta, id).await?.then_some(meta))
-    }
-
-    async fn find(&self, meta: Arc<Meta>, id: TraceId, query: &Query) -> Result<Option<(Trace, u64)>, QueryError> {
-        let _permit = self.reads.acquire().await.map_err(|error| QueryError::Worker { cause: error.to_string() })?;
-        let reader = self.open_blocks.open(&self.store, &meta).await?;
-        let Some(trace) = reader.look_up(id).await? else {
-            return Ok(None);
-        };
-        let bytes = trace.resource_spans.iter().map(|resource| resource.encoded_len() as u64).sum();
-        query.budget.charge(bytes)?;
-        Ok(Some((trace, bytes)))
+        let truncated = truncated || combiner.is_truncated();
+        let resource_spans = combiner.finish(request.id).resource_spans;
+        Ok(TraceAnswer { resource_spans, truncated, inspected_bytes, published: Vec::new() })
     }
 }
 
-/// A trace as it is stored.
-#[derive(Debug)]
-pub(super) struct WholeTrace {
-    /// Its spans, each once.
-    pub(super) trace: Trace,
-    /// Whether it is cut at the size limit.
-    pub(super) truncated: bool,
-    /// Bytes that came from blocks.
-    pub(super) inspected_bytes: u64,
+/// Cuts the blocks of each tenant into at most `most` runs of about the same length, in their order.
+fn shards(blocks: &[Arc<Meta>], most: usize) -> Vec<(Tenant, Vec<Arc<Meta>>)> {
+    let mut by_tenant: Vec<(Tenant, Vec<Arc<Meta>>)> = Vec::new();
+    for meta in blocks {
+        match by_tenant.iter_mut().find(|(tenant, _)| *tenant == meta.tenant_id) {
+            Some((_, blocks)) => blocks.push(Arc::clone(meta)),
+            None => by_tenant.push((meta.tenant_id.clone(), vec![Arc::clone(meta)])),
+        }
+    }
+    let cut = |(tenant, blocks): (Tenant, Vec<Arc<Meta>>)| {
+        let length = blocks.len().div_ceil(most.max(1)).max(MIN_BLOCKS);
+        blocks.chunks(length).map(|shard| (tenant.clone(), shard.to_vec())).collect::<Vec<_>>()
+    };
+    by_tenant.into_iter().flat_map(cut).collect()
 }

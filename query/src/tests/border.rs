@@ -1,12 +1,13 @@
 //! No gap and no double: traces move from recent data to a block while queries run.
 //!
-//! A move has two steps, listing the block and forgetting the recent trace, in this order. The fake lets each happen before or after any
-//! of the reads that a query makes; whatever the moments, the answer must be the one of a world that stands still.
+//! A move has three steps, in this order: recent data says which block the trace is going into; the block is listed; recent data forgets the
+//! trace, and from then on its answers name the block. The fake lets each happen before or after any of the reads that a query makes; whatever
+//! the moments, the answer must be the one of a world that stands still.
 
 use super::*;
 
-/// Runs a query for every pair of moments at which the two steps can happen.
-async fn at_every_moment(url: &str) {
+/// Runs a query for all moments at which the steps can happen.
+pub(super) async fn at_every_moment(url: &str) {
     let tenant = Tenant::single();
     let still = World::new();
     still.receive(&tenant, shop());
@@ -16,18 +17,25 @@ async fn at_every_moment(url: &str) {
     // Later moments than a query has mean that the step happens after it.
     const MOMENTS: usize = 9;
     for list_at in 0..MOMENTS {
-        for forget_at in list_at..MOMENTS {
+        for (forget_at, going_at) in
+            (list_at..MOMENTS).flat_map(|forget_at| [0, list_at / 2, list_at].map(|going_at| (forget_at, going_at)))
+        {
             let world = World::new();
             world.receive(&tenant, shop());
             world.receive(&tenant, vec![service("other", vec![span(7, 7, 0, "other", 30)])]);
-            let mut block = Some(world.write_block(&tenant, shop()).await);
-            let blocklist = world.blocklist.clone();
+            let block = world.write_block(&tenant, shop()).await;
+            let (blocklist, published) = (world.blocklist.clone(), Arc::clone(&world.recent.published));
+            let going = Arc::clone(&world.recent.going);
             let mut moment = 0;
             *world.recent.hook.lock() = Some(Box::new(move |data| {
+                if moment == going_at {
+                    going.lock().insert(TraceId(SHOP.to_be_bytes()), block.block_id);
+                }
                 if moment == list_at {
-                    blocklist.add(block.take().expect("listed once"));
+                    blocklist.add(block.clone());
                 }
                 if moment == forget_at {
+                    published.lock().push(Arc::new(block.clone()));
                     data.values_mut().for_each(|traces| drop(traces.remove(&TraceId(SHOP.to_be_bytes()))));
                 }
                 moment += 1;
@@ -35,7 +43,7 @@ async fn at_every_moment(url: &str) {
             let router = world.router();
             for attempt in 0..3 {
                 let answer = without_cost(get(&router, url).await.json());
-                assert_eq!(answer, expected, "attempt {attempt}: listed at {list_at}, forgotten at {forget_at}");
+                assert_eq!(answer, expected, "attempt {attempt}: going at {going_at}, listed at {list_at}, forgotten at {forget_at}");
             }
         }
     }

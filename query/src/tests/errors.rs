@@ -111,15 +111,15 @@ async fn a_damaged_block_is_named() {
 
 /// Recent data that never answers.
 #[derive(Debug)]
-struct Stuck;
+pub(super) struct Stuck;
 
 #[async_trait]
 impl Recent for Stuck {
-    async fn trace(&self, _: &Tenant, _: TraceId) -> Result<Vec<Arc<Segment>>, RecentError> {
+    async fn trace(&self, _: &Tenant, _: TraceId) -> Result<RecentAnswer<Vec<RecentPart>>, RecentError> {
         std::future::pending().await
     }
 
-    async fn traces(&self, _: &Tenant) -> Result<Vec<RecentTrace>, RecentError> {
+    async fn traces(&self, _: &Tenant) -> Result<RecentAnswer<Vec<RecentTrace>>, RecentError> {
         std::future::pending().await
     }
 }

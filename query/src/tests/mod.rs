@@ -3,7 +3,10 @@
 mod border;
 mod deleted;
 mod errors;
+mod jobs;
+mod metrics;
 mod search;
+mod streaming;
 mod tags;
 mod trace_by_id;
 mod truth;
@@ -40,7 +43,7 @@ use storage::{
 };
 use tower::ServiceExt as _;
 
-use crate::{ApiSettings, Engine, Limits, Recent, RecentError, RecentTrace, RequestMetrics, Settings, router};
+use crate::{ApiSettings, Engine, Limits, Recent, RecentAnswer, RecentError, RecentPart, RecentTrace, RequestMetrics, Settings, router};
 
 /// The time of all tests, Unix seconds.
 const NOW: u64 = 1_700_000_000;
@@ -56,6 +59,8 @@ struct World {
     settings: Settings,
     api: ApiSettings,
     limits: Limits,
+    /// How blocks are written.
+    block: block::Settings,
     blocks: Mutex<u128>,
 }
 
@@ -72,15 +77,20 @@ impl World {
             settings: Settings::default(),
             api: ApiSettings::default(),
             limits: Limits::default(),
+            block: block::Settings::default(),
             blocks: Mutex::default(),
         }
     }
 
-    fn router(&self) -> Router {
+    fn local_engine(&self) -> Arc<Engine> {
         let recent: Arc<dyn Recent> = Arc::<FakeRecent>::clone(&self.recent);
         let (store, blocklist, clock) = (self.store.clone(), self.blocklist.clone(), Arc::new(self.clock.clone()));
         let engine = Engine::new(self.settings.clone(), store, blocklist, recent, clock, &Registry::new()).expect("metrics are new");
-        router(Arc::new(engine.with_overrides(Arc::new(self.limits))), self.api.clone())
+        Arc::new(engine.with_overrides(Arc::new(self.limits)))
+    }
+
+    fn router(&self) -> Router {
+        router(self.local_engine(), self.api.clone())
     }
 
     /// Puts spans into recent data.
@@ -103,7 +113,7 @@ impl World {
             *blocks += 1;
             BlockId::from_u128(*blocks)
         };
-        let block = block::encode(&block::Settings::default(), tenant, id, &traces).expect("valid segments");
+        let block = block::encode(&self.block, tenant, id, &traces).expect("valid segments");
         self.store.put(&block).await.expect("memory");
         self.store.publish(&block.meta).await.expect("memory");
         block.meta
@@ -131,6 +141,10 @@ type Data = HashMap<Tenant, BTreeMap<TraceId, Vec<Arc<Segment>>>>;
 #[derive(Default)]
 struct FakeRecent {
     data: Mutex<Data>,
+    /// Blocks that traces are going into.
+    going: Arc<Mutex<HashMap<TraceId, BlockId>>>,
+    /// Blocks that data became lately.
+    published: Arc<Mutex<Vec<Arc<Meta>>>>,
     hook: Mutex<Option<Hook>>,
     failure: Mutex<Option<RecentError>>,
 }
@@ -142,15 +156,20 @@ impl std::fmt::Debug for FakeRecent {
 }
 
 impl FakeRecent {
-    fn read<T>(&self, read: impl FnOnce(&Data) -> T) -> Result<T, RecentError> {
+    fn read<T>(&self, tenant: &Tenant, read: impl FnOnce(&Data) -> T) -> Result<RecentAnswer<T>, RecentError> {
         if let Some(failure) = self.failure.lock().clone() {
             return Err(failure);
         }
         let mut data = self.data.lock();
         self.moment(&mut data);
-        let answer = read(&data);
+        let published = self.published.lock().iter().filter(|meta| meta.tenant_id == *tenant).cloned().collect();
+        let answer = RecentAnswer { data: read(&data), published };
         self.moment(&mut data);
         Ok(answer)
+    }
+
+    fn part(&self, id: TraceId, segments: &[Arc<Segment>]) -> RecentPart {
+        RecentPart { going: self.going.lock().get(&id).copied(), segments: segments.to_vec() }
     }
 
     fn moment(&self, data: &mut Data) {
@@ -162,14 +181,16 @@ impl FakeRecent {
 
 #[async_trait]
 impl Recent for FakeRecent {
-    async fn trace(&self, tenant: &Tenant, id: TraceId) -> Result<Vec<Arc<Segment>>, RecentError> {
-        self.read(|data| data.get(tenant).and_then(|traces| traces.get(&id)).cloned().unwrap_or_default())
+    async fn trace(&self, tenant: &Tenant, id: TraceId) -> Result<RecentAnswer<Vec<RecentPart>>, RecentError> {
+        self.read(tenant, |data| {
+            data.get(tenant).and_then(|traces| traces.get(&id)).map(|segments| self.part(id, segments)).into_iter().collect()
+        })
     }
 
-    async fn traces(&self, tenant: &Tenant) -> Result<Vec<RecentTrace>, RecentError> {
-        self.read(|data| {
+    async fn traces(&self, tenant: &Tenant) -> Result<RecentAnswer<Vec<RecentTrace>>, RecentError> {
+        self.read(tenant, |data| {
             let traces = data.get(tenant).into_iter().flatten();
-            traces.map(|(trace_id, segments)| RecentTrace { trace_id: *trace_id, segments: segments.clone() }).collect()
+            traces.map(|(trace_id, segments)| RecentTrace { trace_id: *trace_id, parts: vec![self.part(*trace_id, segments)] }).collect()
         })
     }
 }
