@@ -28,7 +28,8 @@ use storage::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    config::{Backend, COMPACTOR, Config, Overrides, SINGLE_BINARY},
+    config::{Backend, COMPACTOR, Config, Overrides, QUERIER, QUERY_FRONTEND, SINGLE_BINARY},
+    grpc,
     http::{self, Admin},
     modules,
     own_traces::OwnTraces,
@@ -51,8 +52,6 @@ const OTHER_TARGETS: &[&str] = &[
     "metrics-generator",
     "metrics-generator-no-local-blocks",
     "overrides-api",
-    "querier",
-    "query-frontend",
     "usage-report",
 ];
 
@@ -185,8 +184,15 @@ impl App {
             self.admin.trace_by(own_traces);
             self.spawn("own-traces", |shutdown| sender.run(shutdown));
         }
-        let modules =
-            async { if self.config.target == COMPACTOR { modules::start_compactor(self).await } else { modules::start(self).await } };
+        let config = Arc::clone(&self.config);
+        let modules = async {
+            match config.target.as_str() {
+                COMPACTOR => modules::start_compactor(self).await,
+                QUERY_FRONTEND => modules::start_query_frontend(self).await,
+                QUERIER => modules::start_querier(self).await,
+                _ => modules::start(self).await,
+            }
+        };
         modules.await.context("failed to init module services")?;
         self.services.set("modules", State::Running);
         Ok(())
@@ -198,12 +204,17 @@ impl App {
         self.http_address = Some(address);
         let router = http::router(&self.admin);
         self.spawn("server", move |shutdown| http::serve(listener, router, shutdown));
+        let grpc = self.config.server.grpc.clone();
+        let listener = http::bind(&grpc.endpoint).await?;
+        let grpc_address = listener.local_addr()?;
+        let router = grpc::router(&self.admin);
+        self.spawn("grpc-server", move |shutdown| grpc::serve(listener, grpc, router, shutdown));
         if let Some(endpoint) = self.config.server.internal_endpoint.clone() {
             let listener = http::bind(&endpoint).await?;
             let router = http::internal_router(&self.admin);
             self.spawn("internal-server", move |shutdown| http::serve(listener, router, shutdown));
         }
-        tracing::info!(http = address.to_string(), "server listening on addresses");
+        tracing::info!(http = address.to_string(), grpc = grpc_address.to_string(), "server listening on addresses");
         Ok(())
     }
 
@@ -213,7 +224,11 @@ impl App {
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let (stop, shutdown) = Shutdown::new();
-        let deadline = if name == "server" { self.config.server.graceful_shutdown_timeout } else { STOP_DEADLINE };
+        let deadline = match name {
+            "server" | "grpc-server" => self.config.server.graceful_shutdown_timeout,
+            "remote-write" => self.config.generator.remote_write.flush_deadline + STOP_DEADLINE,
+            _ => STOP_DEADLINE,
+        };
         let (services, failures, asked) = (self.services.clone(), self.failures.clone(), shutdown.clone());
         let task = run(shutdown);
         let owned = name.to_owned();
@@ -312,12 +327,12 @@ fn banner(config: &Config, http: SocketAddr) -> String {
 /// Refuses targets that don't exist, and those that can't run on their own yet.
 fn check_target(config: &Config) -> anyhow::Result<()> {
     let target = config.target.as_str();
-    if SINGLE_BINARY.contains(&target) || target == COMPACTOR {
+    if SINGLE_BINARY.contains(&target) || [COMPACTOR, QUERY_FRONTEND, QUERIER].contains(&target) {
         return Ok(());
     }
     if OTHER_TARGETS.contains(&target) {
         bail!(
-            "failed to init module services: target \"{target}\" is not available in this version of Rubato: run the target \"all\" or \"compactor\""
+            "failed to init module services: target \"{target}\" is not available in this version of Rubato: run the target \"all\", \"query-frontend\", \"querier\" or \"compactor\""
         );
     }
     bail!("failed to init module services: unrecognised module name: {target}")
@@ -381,7 +396,7 @@ mod tests {
 
     fn config(target: &str) -> Config {
         let text = |text: &str| Value::Text(text.to_owned());
-        let flags = vec![("target", text(target)), ("server.http_listen_port", Value::Int(0))];
+        let flags = vec![("target", text(target)), ("server.http_listen_port", Value::Int(0)), ("server.grpc_listen_port", Value::Int(0))];
         config::load(&Request { flags, ..Request::default() }, &|_| None).expect("right flags")
     }
 
@@ -397,10 +412,12 @@ mod tests {
         for (target, expected) in [
             ("all", None),
             ("scalable-single-binary", None),
+            ("query-frontend", None),
+            ("querier", None),
             (
-                "querier",
+                "ingester",
                 Some(
-                    "failed to init module services: target \"querier\" is not available in this version of Rubato: run the target \"all\" or \"compactor\"",
+                    "failed to init module services: target \"ingester\" is not available in this version of Rubato: run the target \"all\", \"query-frontend\", \"querier\" or \"compactor\"",
                 ),
             ),
             ("nonsense", Some("failed to init module services: unrecognised module name: nonsense")),

@@ -278,7 +278,7 @@ fn boolean(text: &str) -> Result<bool, String> {
 /// The text of `-help`.
 pub(crate) fn usage() -> String {
     let mut out = String::from(
-        "Usage of rubato:\n  rubato [flags]              run (without flags: all targets on this machine, data below ./rubato-data)\n  rubato load [options]       generate load and check it\n\nFlags:\n",
+        "Usage of rubato:\n  rubato [flags]              run (without flags: all targets on this machine, data below ./rubato-data)\n  rubato load [options]       generate load and check it\n  rubato blocks [options]     look at blocks, check them, convert them\n  rubato trace [options]      show a trace from a bucket\n  rubato query [options]      ask a running server\n\nFlags:\n",
     );
     let mut rows: Vec<_> = FLAGS.iter().collect();
     rows.sort_by_key(|(name, _, _)| *name);

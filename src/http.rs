@@ -28,11 +28,12 @@ use prometheus::{Registry, TextEncoder};
 use query::RequestMetrics;
 use storage::clock::{Clock as _, SystemClock};
 use tokio::net::TcpListener;
+use tonic::service::Routes;
 use tower::ServiceExt as _;
 
 use crate::{
     config::{Config, Mode, Overrides, runtime_config, tenant_json},
-    logging,
+    grpc, logging, openmetrics,
     own_traces::OwnTraces,
     process,
     services::{Services, Shutdown, table},
@@ -61,6 +62,7 @@ pub(crate) struct Admin {
     stopping: Shutdown,
     checks: OnceLock<Vec<ReadyCheck>>,
     api: OnceLock<(Router, Vec<String>)>,
+    grpc: OnceLock<Router>,
     request_metrics: Option<RequestMetrics>,
     own_traces: OnceLock<OwnTraces>,
 }
@@ -84,8 +86,8 @@ impl Admin {
         stopping: Shutdown,
     ) -> prometheus::Result<Arc<Self>> {
         let request_metrics = if config.server.instrument { Some(RequestMetrics::new(&registry)?) } else { None };
-        let (checks, api, own_traces) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Ok(Arc::new(Self { config, overrides, registry, services, stopping, checks, api, request_metrics, own_traces }))
+        let (checks, api, grpc, own_traces) = (OnceLock::new(), OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Ok(Arc::new(Self { config, overrides, registry, services, stopping, checks, api, grpc, request_metrics, own_traces }))
     }
 
     /// Puts the query API in, measured. `routes` are its path templates, for `/status/endpoints`. A second call is ignored and returns false.
@@ -99,6 +101,26 @@ impl Admin {
             None => router,
         };
         self.api.set((router, routes)).is_ok()
+    }
+
+    /// Puts the gRPC services in. A second call is ignored and returns false.
+    pub(crate) fn serve_grpc(&self, services: Routes) -> bool {
+        self.grpc.set(services.prepare().into_axum_router()).is_ok()
+    }
+
+    /// The gRPC services, once they are there.
+    pub(crate) fn grpc_services(&self) -> Option<Router> {
+        self.grpc.get().cloned()
+    }
+
+    /// What measures requests, unless that is turned off.
+    pub(crate) fn request_metrics(&self) -> Option<&RequestMetrics> {
+        self.request_metrics.as_ref()
+    }
+
+    /// Whether the process can take traffic.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.readiness().0.is_success()
     }
 
     /// Requests to an API that is put in later are traced. A second call is ignored.
@@ -154,7 +176,15 @@ pub(crate) fn router(admin: &Arc<Admin>) -> Router {
         Some(metrics) => operational.route_layer(metrics.clone()),
         None => operational,
     };
-    operational.with_state(Arc::clone(admin)).fallback_service(api).layer(middleware::from_fn_with_state(Arc::clone(admin), connection))
+    let router = operational
+        .with_state(Arc::clone(admin))
+        .fallback_service(api)
+        .layer(middleware::from_fn_with_state(Arc::clone(admin), connection));
+    if admin.config.server.grpc_over_http {
+        router.layer(middleware::from_fn_with_state(grpc::router(admin), grpc::over_http))
+    } else {
+        router
+    }
 }
 
 /// Serves until told to stop and until open requests have ended.
@@ -196,8 +226,13 @@ async fn ready(Shared(admin): Shared<Arc<Admin>>) -> Response {
     (status, text).into_response()
 }
 
-async fn metrics(Shared(admin): Shared<Arc<Admin>>) -> Response {
-    match TextEncoder::new().encode_to_string(&admin.registry.gather()) {
+async fn metrics(Shared(admin): Shared<Arc<Admin>>, headers: HeaderMap) -> Response {
+    let families = admin.registry.gather();
+    if accepts(&headers, "application/openmetrics-text") {
+        let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        return ([(header::CONTENT_TYPE, content_type)], openmetrics::encode(&families)).into_response();
+    }
+    match TextEncoder::new().encode_to_string(&families) {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
@@ -257,7 +292,7 @@ fn endpoints(admin: &Admin) -> String {
 async fn status_overrides(Shared(admin): Shared<Arc<Admin>>, headers: HeaderMap) -> Response {
     let entries = admin.overrides.entries();
     let now = logging::timestamp(SystemClock.now());
-    if !wants_json(&headers) {
+    if !accepts(&headers, "application/json") {
         let mut rows = String::new();
         for tenant in entries.keys() {
             _ = write!(rows, "<tr><td>{}</td><td>yes</td><td>no</td></tr>", escape(tenant));
@@ -285,8 +320,8 @@ async fn status_overrides_tenant(Shared(admin): Shared<Arc<Admin>>, Path(tenant)
     .into_response()
 }
 
-fn wants_json(headers: &HeaderMap) -> bool {
-    headers.get_all(header::ACCEPT).iter().any(|value| value.to_str().is_ok_and(|text| text.contains("application/json")))
+fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
+    headers.get_all(header::ACCEPT).iter().any(|value| value.to_str().is_ok_and(|text| text.contains(media_type)))
 }
 
 fn escape(text: &str) -> String {

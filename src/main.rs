@@ -9,15 +9,22 @@ mod bucket;
 mod client;
 mod config;
 mod flags;
+mod generator;
+mod grpc;
 mod http;
 mod load;
 mod logging;
 mod modules;
+mod openmetrics;
+mod output;
 mod own_traces;
 mod process;
+mod queries;
+mod query_tool;
 mod receivers;
 mod recent;
 mod resources;
+mod service_graph;
 mod services;
 mod trace;
 
@@ -39,10 +46,12 @@ enum Tool {
     Blocks(blocks::Command),
     /// Show one trace from the blocks of a bucket.
     Trace(trace::Command),
+    /// Ask a running server: search, traces, attributes, metrics.
+    Query(query_tool::Command),
 }
 
 /// Words that are tools; anything else is a flag of the server.
-const TOOLS: &[&str] = &["load", "blocks", "trace"];
+const TOOLS: &[&str] = &["load", "blocks", "trace", "query"];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
@@ -63,6 +72,7 @@ fn run_tool() -> ExitCode {
         Tool::Load(command) => load::run(command).await,
         Tool::Blocks(command) => blocks::run(command).await,
         Tool::Trace(command) => trace::run(command).await,
+        Tool::Query(command) => query_tool::run(command).await,
     };
     let outcome =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Into::into).and_then(|runtime| runtime.block_on(tool()));

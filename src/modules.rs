@@ -9,9 +9,10 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     app::{App, watch_overrides},
     config::{Backend, Config, Overrides},
-    process,
+    generator, queries,
     receivers::Receivers,
     recent::RecentData,
+    service_graph,
 };
 use anyhow::Context as _;
 use axum::{
@@ -20,7 +21,11 @@ use axum::{
     http::StatusCode,
     routing::any,
 };
-use dataflow::{Components, Dataflow, manifest::ManifestStore};
+use dataflow::{
+    Components, Dataflow,
+    generator::{Generator, Snapshots},
+    manifest::ManifestStore,
+};
 use object_store::local::LocalFileSystem;
 use prometheus::Registry;
 use storage::{
@@ -34,6 +39,7 @@ use storage::{
     ownership::Sole,
     wal::{self, Wal},
 };
+use tonic::service::Routes;
 
 /// OTLP bytes of cut traces that make a block, at most: blocks come small and often, which keeps memory low, and compaction makes them
 /// large. A smaller `ingester.max_block_bytes`, or little memory, makes them smaller still.
@@ -42,8 +48,6 @@ const MAX_BATCH_BYTES: u64 = 24 << 20;
 const MAX_RESIDENT_BYTES: u64 = 256 << 20;
 /// How long recovery may take before the process gives up.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(3600);
-/// What an opened block keeps in memory at most: bloom shards and dictionaries, 1 MiB each.
-const OPEN_BLOCK_BYTES: u64 = 2 << 20;
 /// How long `flush_all_on_shutdown` may take.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(300);
 /// Log kept on disk where the configuration says nothing.
@@ -59,9 +63,19 @@ pub(crate) async fn start(app: &mut App) -> anyhow::Result<()> {
     let wal = open_wal(app).await?;
     let store = open_bucket(app).await?;
     let blocklist = poll_bucket(app, &store, false).await?;
-    let dataflow = start_dataflow(app, &wal, &store, &blocklist).await?;
+    let snapshots = Snapshots::default();
+    let service_graphs = service_graph::start(app, &snapshots)?;
+    let dataflow = start_dataflow(app, &wal, &store, &blocklist, &snapshots).await?;
+    generator::start_remote_write(app, &snapshots)?;
     compact(app, &store, &blocklist)?;
-    serve_queries(app, store, blocklist, &dataflow)?;
+    let more = |app: &App, engine: &Arc<query::Engine>| {
+        let flush = Router::new().route("/flush", any(flush)).with_state(Arc::clone(&dataflow));
+        let prefix = &app.config.http_api_prefix;
+        let api = service_graph::ROUTES.iter().chain(generator::API_ROUTES).map(|route| format!("{prefix}{route}"));
+        let routes = api.chain(generator::ROUTES.iter().map(|&route| route.to_owned())).chain(["/flush".to_owned()]).collect();
+        (flush.merge(generator::router(app, &snapshots, &dataflow, engine)).merge(service_graphs.router(prefix)), routes)
+    };
+    queries::start_in_one_process(app, store, blocklist, Arc::new(RecentData(Arc::clone(&dataflow))), more)?;
     receivers.serve(app, &wal)
 }
 
@@ -73,7 +87,22 @@ pub(crate) async fn start_compactor(app: &mut App) -> anyhow::Result<()> {
     compact(app, &store, &blocklist)?;
     // No API, rather than one that is not up yet.
     app.admin.serve_api(Router::new(), Vec::new());
+    app.admin.serve_grpc(Routes::default());
     Ok(())
+}
+
+/// Starts what the target `query-frontend` has. Called once the HTTP server answers `/ready` with 503.
+pub(crate) async fn start_query_frontend(app: &mut App) -> anyhow::Result<()> {
+    reload_overrides(app);
+    let store = open_bucket(app).await?;
+    let blocklist = poll_bucket(app, &store, false).await?;
+    queries::start_frontend(app, &store, blocklist)
+}
+
+/// Starts what the target `querier` has. Called once the HTTP server answers `/ready` with 503.
+pub(crate) async fn start_querier(app: &mut App) -> anyhow::Result<()> {
+    let store = open_bucket(app).await?;
+    queries::start_querier(app, store)
 }
 
 fn reload_overrides(app: &mut App) {
@@ -159,15 +188,7 @@ pub(crate) async fn open_store(config: &Config, registry: &Registry, clock: &dyn
 
 /// Opens the bucket, to be read through the caches. One whose settings are wrong stops the start; one that doesn't answer is waited for.
 async fn open_bucket(app: &App) -> anyhow::Result<Store> {
-    let store = open_store(&app.config, &app.registry, app.clock.as_ref()).await?.with_cache(start_cache(app)?);
-    match store.tenants().await {
-        Ok(tenants) => tracing::info!(bucket = %app.config.storage.backend, tenants = tenants.len(), "bucket opened"),
-        Err(error) if error.is_refusal() => {
-            return Err(error).with_context(|| format!("list the blocks of {}", app.config.storage.backend));
-        }
-        Err(error) => tracing::warn!(bucket = %app.config.storage.backend, error = block::chain(&error), "the bucket does not answer yet"),
-    }
-    Ok(store)
+    Ok(open_store(&app.config, &app.registry, app.clock.as_ref()).await?.with_cache(start_cache(app)?))
 }
 
 /// The caches that the bucket is read through.
@@ -188,7 +209,8 @@ async fn poll_bucket(app: &mut App, store: &Store, skip_no_compact: bool) -> any
     let clock = Arc::clone(&app.clock);
     // One process of this target is the only one that there is.
     let poller = Poller::new(store.clone(), blocklist.clone(), settings, Arc::new(Sole), clock, &app.registry)?;
-    poller.first_poll(|why| app.waits("blocklist", why)).await;
+    let polled = poller.first_poll(|why| app.waits("blocklist", why)).await;
+    polled.with_context(|| format!("list the blocks of {}", app.config.storage.backend))?;
     app.spawn("blocklist", move |mut shutdown| async move {
         poller.run(shutdown.wait()).await;
         Ok(())
@@ -203,7 +225,13 @@ fn local(path: &std::path::Path) -> anyhow::Result<LocalFileSystem> {
 }
 
 /// Starts the dataflow and waits until it has recovered.
-async fn start_dataflow(app: &mut App, wal: &Wal, store: &Store, blocklist: &Blocklist) -> anyhow::Result<Arc<Dataflow>> {
+async fn start_dataflow(
+    app: &mut App,
+    wal: &Wal,
+    store: &Store,
+    blocklist: &Blocklist,
+    snapshots: &Snapshots,
+) -> anyhow::Result<Arc<Dataflow>> {
     let config = Arc::clone(&app.config);
     let (ingester, sizes) = (&config.ingester, app.sizes);
     let settings = dataflow::Settings {
@@ -216,6 +244,9 @@ async fn start_dataflow(app: &mut App, wal: &Wal, store: &Store, blocklist: &Blo
         resident_bytes: usize::try_from(sizes.live_bytes.min(MAX_RESIDENT_BYTES))?,
         checkpoint_interval: config.dataflow.checkpoint_interval,
         encoders: sizes.block_encoders,
+        stale_duration: config.generator.stale_duration,
+        // A list that another process polls may be older than one interval, if somebody else builds the index, but not than some.
+        published_window: config.storage.blocklist.interval * 4,
         ..dataflow::Settings::default()
     };
     let components = Components {
@@ -226,6 +257,7 @@ async fn start_dataflow(app: &mut App, wal: &Wal, store: &Store, blocklist: &Blo
         // Beside the log, since one is worth nothing without the other.
         manifests: ManifestStore::new(Arc::new(local(&config.storage.wal.dir)?), "manifest"),
         clock: Arc::clone(&app.clock),
+        generator: Some(Generator { tenants: Arc::new(TenantLimits(Arc::clone(&app.overrides))), snapshots: snapshots.clone() }),
         runtime: tokio::runtime::Handle::current(),
     };
     let dataflow = Arc::new(Dataflow::start(settings, components, &app.registry)?);
@@ -270,57 +302,6 @@ pub(crate) fn block_settings(config: &crate::config::Block) -> anyhow::Result<bl
         dedicated_columns: columns.collect(),
     })
 }
-
-fn serve_queries(app: &App, store: Store, blocklist: Blocklist, dataflow: &Arc<Dataflow>) -> anyhow::Result<()> {
-    let config = &app.config;
-    let settings = query::Settings {
-        concurrent_scans: app.sizes.async_threads,
-        // The other half is the cache's.
-        open_blocks: usize::try_from(app.sizes.cache_bytes / 2 / OPEN_BLOCK_BYTES)?.clamp(16, query::Settings::default().open_blocks),
-        trace_timeout: config.query.trace_by_id_timeout,
-        search_timeout: config.query.search_timeout,
-        ..query::Settings::default()
-    };
-    let recent = Arc::new(RecentData(Arc::clone(dataflow)));
-    let engine = query::Engine::new(settings, store, blocklist, recent, Arc::clone(&app.clock), &app.registry)?
-        .with_overrides(Arc::new(TenantLimits(Arc::clone(&app.overrides))));
-    let api = query::ApiSettings {
-        http_api_prefix: config.http_api_prefix.clone(),
-        multitenancy_enabled: config.multitenancy,
-        multi_tenant_queries_enabled: config.query.multi_tenant,
-        api_timeout: config.query.api_timeout.unwrap_or_default(),
-        default_result_limit: usize::try_from(config.query.default_result_limit)?,
-        max_result_limit: usize::try_from(config.query.max_result_limit)?,
-        default_spans_per_spanset: usize::try_from(config.query.default_spans_per_span_set)?,
-        max_spans_per_spanset: usize::try_from(config.query.max_spans_per_span_set)?,
-        max_search_duration: config.query.max_search_duration.unwrap_or_default(),
-        max_query_bytes: usize::try_from(config.query.max_expression_bytes)?,
-        build: query::BuildInfo {
-            version: process::COMPATIBLE_VERSION.to_owned(),
-            revision: process::revision().to_owned(),
-            branch: process::branch().to_owned(),
-            ..query::BuildInfo::default()
-        },
-        ..query::ApiSettings::default()
-    };
-    let routes = ROUTES.iter().map(|route| format!("{}{route}", config.http_api_prefix)).chain(["/flush".to_owned()]).collect();
-    let flush = Router::new().route("/flush", any(flush)).with_state(Arc::clone(dataflow));
-    app.admin.serve_api(query::router(Arc::new(engine), api).merge(flush), routes);
-    Ok(())
-}
-
-/// Path templates of the query API, for `/status/endpoints`.
-const ROUTES: &[&str] = &[
-    "/api/traces/{traceID}",
-    "/api/v2/traces/{traceID}",
-    "/api/search",
-    "/api/search/tags",
-    "/api/v2/search/tags",
-    "/api/search/tag/{tagName}/values",
-    "/api/v2/search/tag/{tagName}/values",
-    "/api/echo",
-    "/api/status/buildinfo",
-];
 
 /// `/flush`: everything acknowledged so far becomes blocks. Answers when they are committed, for all tenants whoever is named.
 async fn flush(State(dataflow): State<Arc<Dataflow>>, Query(query): Query<FlushQuery>) -> (StatusCode, String) {
@@ -367,7 +348,8 @@ impl query::Overrides for TenantLimits {
             max_bytes_per_tag_values_query: size(limits.max_bytes_per_tag_values_query),
             max_blocks_per_tag_values_query: size(limits.max_blocks_per_tag_values_query),
             max_search_duration: limits.max_search_duration,
-            ..query::Limits::default()
+            max_metrics_duration: limits.max_metrics_duration,
+            left_pad_trace_ids: limits.left_pad_trace_ids,
         }
     }
 }

@@ -4,11 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use dataflow::{Dataflow, DataflowError};
-use query::{Recent, RecentError, RecentTrace};
-use storage::{
-    id::{Tenant, TraceId},
-    segment::Segment,
-};
+use query::{Recent, RecentAnswer, RecentError, RecentPart, RecentTrace};
+use storage::id::{Tenant, TraceId};
 
 /// The dataflow of this process as a source of recent data.
 #[derive(Clone, Debug)]
@@ -16,14 +13,20 @@ pub(crate) struct RecentData(pub(crate) Arc<Dataflow>);
 
 #[async_trait]
 impl Recent for RecentData {
-    async fn trace(&self, tenant: &Tenant, id: TraceId) -> Result<Vec<Arc<Segment>>, RecentError> {
-        self.0.trace(tenant, id).await.map_err(failed)
+    async fn trace(&self, tenant: &Tenant, id: TraceId) -> Result<RecentAnswer<Vec<RecentPart>>, RecentError> {
+        let answer = self.0.trace(tenant, id).await.map_err(failed)?;
+        Ok(RecentAnswer { data: parts(answer.data), published: answer.published })
     }
 
-    async fn traces(&self, tenant: &Tenant) -> Result<Vec<RecentTrace>, RecentError> {
-        let traces = self.0.traces(tenant).await.map_err(failed)?;
-        Ok(traces.into_iter().map(|trace| RecentTrace { trace_id: trace.trace_id, segments: trace.segments }).collect())
+    async fn traces(&self, tenant: &Tenant) -> Result<RecentAnswer<Vec<RecentTrace>>, RecentError> {
+        let answer = self.0.traces(tenant).await.map_err(failed)?;
+        let trace = |trace: dataflow::RecentTrace| RecentTrace { trace_id: trace.trace_id, parts: parts(trace.parts) };
+        Ok(RecentAnswer { data: answer.data.into_iter().map(trace).collect(), published: answer.published })
     }
+}
+
+fn parts(parts: Vec<dataflow::RecentPart>) -> Vec<RecentPart> {
+    parts.into_iter().map(|part| RecentPart { going: part.going, segments: part.segments }).collect()
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]

@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{COMPACTOR, Config};
+use crate::config::{COMPACTOR, Config, QUERIER, QUERY_FRONTEND};
 
 /// What this process may use.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,7 +65,8 @@ impl Sizes {
             block_encoders: (cpus / 2).clamp(1, config.ingester.concurrent_flushes),
             ingest_bytes: memory / 8,
             live_bytes: memory / 4,
-            query_bytes: memory / 4,
+            // Queries alone need no room for what comes in.
+            query_bytes: if [QUERIER, QUERY_FRONTEND].contains(&config.target.as_str()) { memory / 2 } else { memory / 4 },
             cache_bytes: memory / 8,
             compactor_bytes: if is_alone { memory / 2 } else { memory / 8 },
             compactor_threads: if is_alone { cpus } else { (cpus / 2).max(1) },

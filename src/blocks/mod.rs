@@ -17,12 +17,14 @@ mod rewrite;
 mod show;
 mod verify;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::bucket;
+use crate::{
+    bucket,
+    output::{bytes, count, print, print_json, table, text},
+};
 
 /// Look at the blocks in a bucket, check them, convert them
 #[derive(Debug, clap::Args)]
@@ -60,51 +62,11 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// An empty table with these headings; those that begin with `>` are for numbers, which stand at the right.
-fn table(headings: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(headings.iter().map(|heading| heading.trim_start_matches('>')));
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if headings[index].starts_with('>') {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
-}
-
-/// A table as text, its lines without blanks at their ends.
-fn text(table: &Table) -> String {
-    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
-}
-
-/// Writes text to the standard output; a reader that has gone away is no error.
-fn print(text: &str) {
-    _ = std::io::stdout().lock().write_all(text.as_bytes());
-}
-
-/// Prints a value as JSON that people can read too.
-fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(value)?));
-    Ok(())
-}
-
 /// A bar over `steps` steps on the standard error, if that is a terminal.
 fn progress(steps: u64, what: &str) -> ProgressBar {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(steps) } else { ProgressBar::hidden() };
     let style = ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len} {eta}").unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style).with_message(what.to_owned())
-}
-
-/// A number with separators.
-fn count(number: u64) -> String {
-    indicatif::HumanCount(number).to_string()
-}
-
-/// A size in the units that people use.
-fn bytes(size: u64) -> String {
-    indicatif::BinaryBytes(size).to_string()
 }
 
 /// A part of a whole in percent.

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use storage::backend::{Azure, Encryption, Gcs, Requests, S3, Tls};
 
-use super::{Backend, Problem, Settings, Value};
+use super::{Backend, Problem, Settings, Value, settings::texts};
 
 /// Retries of Azure's client in Tempo, which has no key for them.
 const AZURE_ATTEMPTS: u32 = 4;
@@ -59,9 +59,7 @@ impl Keys<'_> {
     }
 
     fn map(&self, key: &str) -> BTreeMap<String, String> {
-        let Value::Map(entries) = self.s.get(&self.path(key)) else { return BTreeMap::new() };
-        let text = |value: &Value| if let Value::Text(text) = value { text.clone() } else { String::new() };
-        entries.iter().map(|(key, value)| (key.clone(), text(value))).collect()
+        texts(self.s.get(&self.path(key)))
     }
 
     fn requests(&self, attempts: u32) -> Requests {

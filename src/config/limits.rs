@@ -10,9 +10,11 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{
     DedicatedColumn, columns,
     document::Problem,
+    generator::{self, Generator, OfTenant, TenantGenerator},
+    remote_write,
     scalar::{Value, zero},
     schema::{Status, join, limit_paths},
-    settings::{Settings, blocks, positive_duration, strings, unsigned},
+    settings::{Settings, blocks, positive_duration, strings, texts, unsigned},
 };
 
 /// The limits of a tenant. 0 is unlimited or off unless said otherwise.
@@ -42,6 +44,8 @@ pub(crate) struct Limits {
     pub(crate) max_search_duration: Duration,
     /// Longest time range of a metrics query; 0 means the frontend's.
     pub(crate) max_metrics_duration: Duration,
+    /// Whether searches show trace ids with all their digits.
+    pub(crate) left_pad_trace_ids: bool,
     /// Whether hints that can hurt are allowed in queries.
     pub(crate) unsafe_query_hints: bool,
     /// Age at which blocks are deleted; 0 means the compactor's.
@@ -62,6 +66,8 @@ pub(crate) struct Limits {
     pub(crate) disable_collection: bool,
     /// Names of forwarders.
     pub(crate) forwarders: Vec<String>,
+    /// What is generated, collected and sent.
+    pub(crate) generator: TenantGenerator,
 }
 
 /// Keys that fall back to their default when a tenant's entry leaves them out.
@@ -76,20 +82,22 @@ const PROCESSORS: &[&str] =
 
 impl Limits {
     /// The limits below `prefix` of the configuration file.
-    pub(crate) fn defaults(settings: &Settings) -> Self {
-        Self::read(|path| settings.get(&join("overrides.defaults", path)).clone())
+    pub(crate) fn defaults(settings: &Settings, generator: &Generator) -> Self {
+        let path = |path: &str| join("overrides.defaults", path);
+        Self::read(&|key| settings.get(&path(key)).clone(), &|key| settings.written(&path(key)).cloned(), generator)
     }
 
     /// The limits of a tenant's entry.
-    pub(crate) fn entry(entry: &Settings) -> Self {
-        Self::read(|path| match entry.written(path) {
+    pub(crate) fn entry(entry: &Settings, generator: &Generator) -> Self {
+        let get = |path: &str| match entry.written(path) {
             Some(value) => value.clone(),
             None if NEVER_ZERO.contains(&path) => entry.get(path).clone(),
             None => entry.schema().leaf(path).map_or(Value::Null, |leaf| zero(leaf.kind)),
-        })
+        };
+        Self::read(&get, &|path| entry.written(path).cloned(), generator)
     }
 
-    fn read(get: impl Fn(&str) -> Value) -> Self {
+    fn read(get: &dyn Fn(&str) -> Value, written: &dyn Fn(&str) -> Option<Value>, generator: &Generator) -> Self {
         let number = |path: &str| unsigned(&get(path));
         let duration = |path: &str| positive_duration(&get(path));
         let flag = |path: &str| matches!(get(path), Value::Bool(true));
@@ -108,6 +116,7 @@ impl Limits {
             max_blocks_per_tag_values_query: number("read.max_blocks_per_tag_values_query"),
             max_search_duration: duration("read.max_search_duration"),
             max_metrics_duration: duration("read.max_metrics_duration"),
+            left_pad_trace_ids: flag("read.left_pad_trace_ids"),
             unsafe_query_hints: flag("read.unsafe_query_hints"),
             block_retention: duration("compaction.block_retention"),
             compaction_window: duration("compaction.compaction_window"),
@@ -118,6 +127,10 @@ impl Limits {
             max_active_series: number("metrics_generator.max_active_series"),
             disable_collection: flag("metrics_generator.disable_collection"),
             forwarders: strings(&get("forwarders")),
+            generator: generator.of_tenant(&OfTenant {
+                get: &|key| get(&join("metrics_generator", key)),
+                written: &|key| written(&join("metrics_generator", key)),
+            }),
         }
     }
 
@@ -180,13 +193,16 @@ pub(crate) fn validate(settings: &Settings, prefix: &str, name: &str, problems: 
     if factor != 0.0 && factor <= 1.0 {
         problem("metrics_generator.native_histogram_bucket_factor", format!("{factor} is not greater than 1"));
     }
-    for path in
-        ["metrics_generator.processor.service_graphs.histogram_buckets", "metrics_generator.processor.span_metrics.histogram_buckets"]
-    {
-        if let Value::List(buckets) = get(path)
-            && buckets.windows(2).any(|pair| matches!(pair, [Value::Float(a), Value::Float(b)] if a >= b))
-        {
-            problem(path, "must be strictly increasing".to_owned());
+    for (key, why) in generator::checks(|key| get(&join("metrics_generator", key)), false) {
+        problem(&join("metrics_generator", key), why);
+    }
+    let label = settings.text(&join(prefix, "metrics_generator.trace_id_label_name"));
+    if !label.is_empty() && !generator::is_label_name(label) {
+        problem("metrics_generator.trace_id_label_name", format!("\"{label}\" is not a valid label name"));
+    }
+    for (name, value) in texts(get("metrics_generator.remote_write_headers")) {
+        if let Err(why) = remote_write::check_header(&name, &value) {
+            problem("metrics_generator.remote_write_headers", why);
         }
     }
     for processor in strings(get("metrics_generator.processors")) {

@@ -17,9 +17,11 @@ mod check;
 mod compactor;
 mod document;
 mod expand;
+mod generator;
 mod limits;
 mod overrides;
 mod receivers;
+mod remote_write;
 mod scalar;
 mod schema;
 mod settings;
@@ -31,10 +33,11 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 pub(crate) use cache::Cache;
 pub(crate) use compactor::Compactor;
 pub(crate) use document::Problem;
+pub(crate) use generator::Generator;
 pub(crate) use limits::Limits;
 pub(crate) use overrides::Overrides;
 pub(crate) use receivers::{Grpc, Http, Receivers, Udp};
-pub(crate) use scalar::Value;
+pub(crate) use scalar::{Value, duration};
 pub(crate) use settings::Settings;
 pub(crate) use status::{Mode, runtime_config, tenant_json};
 pub(crate) use warnings::Warning;
@@ -47,6 +50,12 @@ pub(crate) const SINGLE_BINARY: &[&str] = &["all", "scalable-single-binary"];
 
 /// The target that compacts and does nothing else.
 pub(crate) const COMPACTOR: &str = "compactor";
+
+/// The target that plans queries and hands their jobs to queriers.
+pub(crate) const QUERY_FRONTEND: &str = "query-frontend";
+
+/// The target that runs jobs for query-frontends.
+pub(crate) const QUERIER: &str = "querier";
 
 /// What to load.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +73,10 @@ pub(crate) struct Request {
 pub(crate) struct Server {
     /// `host:port` of the HTTP server.
     pub(crate) http_endpoint: String,
+    /// The gRPC server.
+    pub(crate) grpc: GrpcServer,
+    /// Whether the HTTP port takes gRPC, too.
+    pub(crate) grpc_over_http: bool,
     /// debug, info, warn or error.
     pub(crate) log_level: String,
     /// JSON instead of logfmt.
@@ -76,6 +89,27 @@ pub(crate) struct Server {
     pub(crate) graceful_shutdown_timeout: Duration,
     /// `host:port` of the internal server, which answers `/ready` only.
     pub(crate) internal_endpoint: Option<String>,
+}
+
+/// The gRPC server.
+#[derive(Clone, Debug)]
+pub(crate) struct GrpcServer {
+    /// `host:port`.
+    pub(crate) endpoint: String,
+    /// Largest message that is taken.
+    pub(crate) max_receive_bytes: usize,
+    /// Largest message that is sent.
+    pub(crate) max_send_bytes: usize,
+    /// Calls of one connection at the same time; none is unlimited.
+    pub(crate) max_concurrent_streams: Option<u32>,
+    /// A connection is asked to end after this time; none is never.
+    pub(crate) max_connection_age: Option<Duration>,
+    /// How long its calls may take then; none is for ever.
+    pub(crate) max_connection_age_grace: Option<Duration>,
+    /// A silent connection is pinged after this time.
+    pub(crate) keepalive_time: Duration,
+    /// How long the answer to a ping may take.
+    pub(crate) keepalive_timeout: Duration,
 }
 
 /// The write path.
@@ -129,6 +163,45 @@ pub(crate) struct Query {
     pub(crate) max_expression_bytes: u64,
     /// Whether a query may name several tenants.
     pub(crate) multi_tenant: bool,
+    /// URLs that are refused.
+    pub(crate) denied_urls: Vec<regex::Regex>,
+    /// What is younger is hidden from all but lookups of traces.
+    pub(crate) end_cutoff: Duration,
+    /// Alternatives of the filter of a tag query; 0 is unlimited.
+    pub(crate) max_condition_groups: u64,
+    /// Bytes of a message of a stream; 0 is unlimited.
+    pub(crate) max_packet_bytes: u64,
+    /// How fast queries should be.
+    pub(crate) slos: query::Slos,
+    /// Longest range of a metrics query; none means any.
+    pub(crate) max_metrics_duration: Option<Duration>,
+    pub(crate) metrics: query::traceql_metrics::MetricsLimits,
+}
+
+/// The queue of jobs, and how queries are cut into them.
+#[derive(Clone, Debug)]
+pub(crate) struct QueryFrontend {
+    /// The queue.
+    pub(crate) settings: query::frontend::Settings,
+    /// Jobs at the same time in this process, if it runs jobs itself.
+    pub(crate) concurrent_workers: usize,
+    /// Jobs of a query at the same time.
+    pub(crate) concurrent_jobs: usize,
+    /// Bytes of blocks of a job.
+    pub(crate) target_bytes_per_job: u64,
+    /// Jobs of the look-up of a trace.
+    pub(crate) trace_shards: usize,
+    /// Those at the same time; 0 is all.
+    pub(crate) concurrent_shards: usize,
+}
+
+/// A process that runs jobs for query-frontends.
+#[derive(Clone, Debug)]
+pub(crate) struct Querier {
+    /// Its workers.
+    pub(crate) workers: query::querier::WorkerSettings,
+    /// `host:port` of the processes that take spans in, separated by commas.
+    pub(crate) ingesters: String,
 }
 
 /// Where blocks live.
@@ -235,12 +308,18 @@ pub(crate) struct Config {
     pub(crate) ingester: Ingester,
     /// Queries.
     pub(crate) query: Query,
+    /// The queue of jobs.
+    pub(crate) query_frontend: QueryFrontend,
+    /// Who runs jobs for other processes.
+    pub(crate) querier: Querier,
     /// Disk and bucket.
     pub(crate) storage: Storage,
     /// The dataflow.
     pub(crate) dataflow: Dataflow,
     /// Compaction and retention.
     pub(crate) compactor: Compactor,
+    /// The metrics-generator.
+    pub(crate) generator: Arc<Generator>,
     /// Threads of the async runtime; none is decided by the CPUs.
     pub(crate) threads: Option<usize>,
     /// Memory to stay below; none is decided by the cgroup.
@@ -333,11 +412,12 @@ fn parse(text: &str, request: &Request) -> Result<Config, Vec<Problem>> {
     }
 }
 
-/// The settings of a run without a file: everything below `./rubato-data`, everything on the loopback.
+/// The settings of a run without a file: everything below `./rubato-data`, everything on the loopback, and metrics of all that comes.
 fn embedded() -> Settings {
     let mut settings = Settings::new(schema::file());
     for (path, value) in [
         ("server.http_listen_address", "127.0.0.1"),
+        ("server.grpc_listen_address", "127.0.0.1"),
         ("storage.trace.backend", "local"),
         ("storage.trace.local.path", "./rubato-data/blocks"),
         ("storage.trace.wal.path", "./rubato-data/wal"),
@@ -345,6 +425,8 @@ fn embedded() -> Settings {
         settings.set(path, Value::Text(value.to_owned()), 0);
     }
     settings.set("distributor.receivers", Receivers::embedded_text(), 0);
+    let processors = ["service-graphs", "span-metrics"].map(|name| Value::Text(name.to_owned())).into();
+    settings.set("overrides.defaults.metrics_generator.processors", Value::List(processors), 0);
     settings
 }
 
@@ -361,6 +443,8 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
     validate(s, &mut problems);
 
     let nonzero = |duration: Duration| Some(duration).filter(|duration| !duration.is_zero());
+    // `infinite` is the largest number.
+    let finite = |duration: Duration| nonzero(duration).filter(|duration| duration.as_nanos() < i64::MAX as u128);
     let count = |path: &str| usize::try_from(s.number(path)).unwrap_or(usize::MAX);
     let endpoint = |block: &str, kind: &str| {
         let host = s.text(&format!("{block}.{kind}_listen_address"));
@@ -376,6 +460,12 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
         }
     };
     let backend = bucket::backend(s, &mut problems);
+    let generator = Arc::new(generator::generator(s, &mut problems));
+    let denied_urls = denied_urls(s, &mut problems);
+    let slo = |path: &str| query::Slo {
+        duration: s.duration(&format!("query_frontend.{path}.duration_slo")),
+        throughput: s.float(&format!("query_frontend.{path}.throughput_bytes_slo")),
+    };
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -386,6 +476,19 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
         shutdown_delay: s.duration("shutdown_delay"),
         server: Server {
             http_endpoint: endpoint("server", "http"),
+            grpc: GrpcServer {
+                endpoint: endpoint("server", "grpc"),
+                max_receive_bytes: count("server.grpc_server_max_recv_msg_size"),
+                max_send_bytes: count("server.grpc_server_max_send_msg_size"),
+                max_concurrent_streams: u32::try_from(s.number("server.grpc_server_max_concurrent_streams"))
+                    .ok()
+                    .filter(|streams| *streams > 0),
+                max_connection_age: finite(s.duration("server.grpc_server_max_connection_age")),
+                max_connection_age_grace: finite(s.duration("server.grpc_server_max_connection_age_grace")),
+                keepalive_time: s.duration("server.grpc_server_keepalive_time"),
+                keepalive_timeout: s.duration("server.grpc_server_keepalive_timeout"),
+            },
+            grpc_over_http: s.flag("stream_over_http_enabled"),
             log_level: s.text("server.log_level").to_owned(),
             log_json: s.text("server.log_format") == "json",
             log_requests_at_info: s.flag("server.log_request_at_info_level_enabled"),
@@ -417,6 +520,54 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
             max_spans_per_span_set: s.number("query_frontend.search.max_spans_per_span_set"),
             max_expression_bytes: s.number("query_frontend.max_query_expression_size_bytes"),
             multi_tenant: s.flag("query_frontend.multi_tenant_queries_enabled"),
+            denied_urls,
+            end_cutoff: s.duration("query_frontend.query_end_cutoff"),
+            max_condition_groups: s.number("overrides.defaults.read.max_condition_groups_per_tag_query"),
+            max_packet_bytes: s.number("query_frontend.max_grpc_streaming_packet_size"),
+            slos: query::Slos {
+                traces: slo("trace_by_id"),
+                search: slo("search"),
+                metadata: slo("search.metadata_slo"),
+                metrics: slo("metrics"),
+            },
+            max_metrics_duration: nonzero(s.duration("query_frontend.metrics.max_duration")),
+            metrics: query::traceql_metrics::MetricsLimits {
+                max_exemplars: u32::try_from(s.number("query_frontend.metrics.max_exemplars")).unwrap_or(u32::MAX),
+                max_intervals: s.number("query_frontend.metrics.max_intervals"),
+                max_series: u32::try_from(s.number("query_frontend.metrics.max_response_series")).unwrap_or(u32::MAX),
+                ..query::traceql_metrics::MetricsLimits::default()
+            },
+        },
+        query_frontend: QueryFrontend {
+            settings: query::frontend::Settings {
+                max_outstanding_per_tenant: count("query_frontend.max_outstanding_per_tenant"),
+                max_tries: count("query_frontend.max_retries"),
+                max_batch_size: count("query_frontend.max_batch_size"),
+                hedge_after: nonzero(s.duration("rubato.query_frontend.hedge_jobs_after")),
+            },
+            concurrent_workers: count("rubato.query_frontend.concurrent_workers"),
+            concurrent_jobs: count("query_frontend.search.concurrent_jobs"),
+            target_bytes_per_job: s.number("query_frontend.search.target_bytes_per_job"),
+            trace_shards: count("query_frontend.trace_by_id.query_shards"),
+            concurrent_shards: count("query_frontend.trace_by_id.concurrent_shards"),
+        },
+        querier: Querier {
+            workers: query::querier::WorkerSettings {
+                id: s.text("querier.frontend_worker.id").to_owned(),
+                frontends: s.text("querier.frontend_worker.frontend_address").to_owned(),
+                lookup_interval: s.duration("querier.frontend_worker.dns_lookup_duration"),
+                concurrency: count("querier.max_concurrent_queries"),
+                parallelism: (!s.flag("querier.frontend_worker.match_max_concurrent"))
+                    .then(|| count("querier.frontend_worker.parallelism")),
+                extra_delay: s.duration("querier.extra_query_delay"),
+                max_receive_bytes: count("querier.frontend_worker.grpc_client_config.max_recv_msg_size"),
+                max_send_bytes: count("querier.frontend_worker.grpc_client_config.max_send_msg_size"),
+                backoff: (
+                    s.duration("querier.frontend_worker.grpc_client_config.backoff_config.min_period"),
+                    s.duration("querier.frontend_worker.grpc_client_config.backoff_config.max_period"),
+                ),
+            },
+            ingesters: s.text("rubato.querier.ingester_address").to_owned(),
         },
         storage: Storage {
             backend,
@@ -442,11 +593,13 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
             checkpoint_interval: s.duration("rubato.dataflow.checkpoint_interval"),
         },
         compactor: compactor::compactor(s),
+        generator: Arc::clone(&generator),
         threads: Some(count("rubato.threads")).filter(|threads| *threads > 0),
         memory_limit: Some(s.number("rubato.memory_limit")).filter(|bytes| *bytes > 0),
         memory_ratio: s.float("memory.automemlimit_ratio"),
         overrides: overrides::Source {
-            defaults: Arc::new(Limits::defaults(s)),
+            defaults: Arc::new(Limits::defaults(s, &generator)),
+            generator,
             file: Some(s.text("overrides.per_tenant_override_config")).filter(|path| !path.is_empty()).map(PathBuf::from),
             period: s.duration("overrides.per_tenant_override_period"),
             expand_env: request.expand_env,
@@ -490,9 +643,34 @@ fn blocklist(s: &Settings) -> blocklist::Settings {
     }
 }
 
+/// The URLs that the operator forbids.
+fn denied_urls(s: &Settings, problems: &mut Vec<Problem>) -> Vec<regex::Regex> {
+    let path = "query_frontend.url_deny_list";
+    let mut denied = Vec::new();
+    for text in s.strings(path) {
+        match regex::Regex::new(&text) {
+            Ok(regex) => denied.push(regex),
+            Err(error) => problems.push(Problem::new(s.line(path), format!("{path}: \"{text}\" is no regular expression: {error}"))),
+        }
+    }
+    denied
+}
+
 /// What no single key's kind can say.
 fn validate(s: &Settings, problems: &mut Vec<Problem>) {
     let mut problem = |path: &str, text: String| problems.push(Problem::new(s.line(path), text));
+    let shards = s.number("query_frontend.trace_by_id.query_shards");
+    if !(2..=100_000).contains(&shards) {
+        problem(
+            "query_frontend.trace_by_id.query_shards",
+            "frontend query shards should be between 2 and 100000 (both inclusive)".to_owned(),
+        );
+    }
+    for path in ["query_frontend.search.concurrent_jobs", "query_frontend.search.target_bytes_per_job", "query_frontend.max_batch_size"] {
+        if s.number(path) == 0 {
+            problem(path, format!("{path} must be greater than 0"));
+        }
+    }
     let prefix = s.text("http_api_prefix");
     if !prefix.is_empty() && !prefix.starts_with('/') {
         problem("http_api_prefix", format!("http_api_prefix: \"{prefix}\" must start with /"));

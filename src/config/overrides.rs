@@ -11,7 +11,10 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,6 +24,7 @@ use super::{
     check::check,
     document::{self, Data, Node, Problem},
     expand,
+    generator::Generator,
     limits::{self, Limits},
     render_problems, schema,
     settings::Settings,
@@ -31,6 +35,8 @@ use super::{
 pub(crate) struct Source {
     /// The limits of tenants without an entry.
     pub(crate) defaults: Arc<Limits>,
+    /// What tenants' overrides of the metrics-generator are over.
+    pub(crate) generator: Arc<Generator>,
     /// The per-tenant file.
     pub(crate) file: Option<PathBuf>,
     /// How often it is read again.
@@ -56,6 +62,8 @@ pub(crate) type Entries = BTreeMap<String, Entry>;
 pub(crate) struct Overrides {
     source: Source,
     entries: RwLock<Arc<Entries>>,
+    /// Grows with every change of the entries.
+    version: AtomicU64,
     metrics: Option<Metrics>,
 }
 
@@ -91,7 +99,7 @@ impl Overrides {
                 overrides: gauge("tempo_limits_overrides", "Limits of tenants with an entry of their own.", &["limit_name", "user"])?,
             }),
         };
-        let overrides = Self { source, entries: RwLock::default(), metrics };
+        let overrides = Self { source, entries: RwLock::default(), version: AtomicU64::new(0), metrics };
         overrides.reload().map_err(|why| anyhow::anyhow!("failed to load runtime config: {why}"))?;
         Ok(overrides)
     }
@@ -108,6 +116,11 @@ impl Overrides {
         Arc::clone(&self.entries.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Grows whenever limits have changed.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
     /// Whether there is a file, and how often it should be read.
     pub(crate) fn reload_period(&self) -> Option<Duration> {
         self.source.file.as_ref().map(|_| self.source.period.max(Duration::from_millis(10)))
@@ -121,7 +134,8 @@ impl Overrides {
         let Some(path) = &self.source.file else { return Ok(()) };
         let read = || {
             let text = std::fs::read_to_string(path).map_err(|error| format!("failed to read {}: {error}", path.display()))?;
-            parse(&text, self.source.expand_env, &|name| std::env::var(name).ok()).map_err(|why| format!("{}: {why}", path.display()))
+            parse(&text, self.source.expand_env, &self.source.generator, &|name| std::env::var(name).ok())
+                .map_err(|why| format!("{}: {why}", path.display()))
         };
         let outcome = read();
         if let Some(metrics) = &self.metrics {
@@ -139,13 +153,25 @@ impl Overrides {
                 }
             }
         }
-        *self.entries.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(entries);
+        let is_changed = {
+            let mut current = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+            let is_changed = !current.iter().map(limits_of).eq(entries.iter().map(limits_of));
+            *current = Arc::new(entries);
+            is_changed
+        };
+        if is_changed {
+            self.version.fetch_add(1, Ordering::Release);
+        }
         Ok(())
     }
 }
 
+fn limits_of<'a>((tenant, entry): (&'a String, &'a Entry)) -> (&'a str, &'a Limits) {
+    (tenant, &entry.limits)
+}
+
 /// Reads the text of a per-tenant file.
-fn parse(text: &str, expand_env: bool, env: &dyn Fn(&str) -> Option<String>) -> Result<Entries, String> {
+fn parse(text: &str, expand_env: bool, generator: &Generator, env: &dyn Fn(&str) -> Option<String>) -> Result<Entries, String> {
     let expanded =
         if expand_env { expand::expand(text, env).map_err(|why| format!("failed to expand env vars: {why}"))? } else { text.to_owned() };
     let failed = |problems: &[Problem]| format!("yaml: unmarshal errors:{}", render_problems(problems));
@@ -159,7 +185,7 @@ fn parse(text: &str, expand_env: bool, env: &dyn Fn(&str) -> Option<String>) -> 
                     ("overrides", node) if node.is_null() => {}
                     ("overrides", Node { data: Data::Map(tenants), .. }) => {
                         for tenant in tenants {
-                            let parsed = parse_entry(&tenant.key, &tenant.value, &mut problems);
+                            let parsed = parse_entry(&tenant.key, &tenant.value, generator, &mut problems);
                             entries.insert(tenant.key.clone(), parsed);
                         }
                     }
@@ -178,14 +204,14 @@ fn parse(text: &str, expand_env: bool, env: &dyn Fn(&str) -> Option<String>) -> 
     if problems.is_empty() { Ok(entries) } else { Err(failed(&problems)) }
 }
 
-fn parse_entry(tenant: &str, node: &Node, problems: &mut Vec<Problem>) -> Entry {
+fn parse_entry(tenant: &str, node: &Node, generator: &Generator, problems: &mut Vec<Problem>) -> Entry {
     let name = format!("overrides.{tenant}");
     let mut checked = check(&schema::tenant(), Some(node), &name);
     problems.append(&mut checked.problems);
     let mut settings = checked.settings;
     limits::translate_legacy(&mut settings, "", "", problems);
     limits::validate(&settings, "", &name, problems);
-    Entry { limits: Arc::new(Limits::entry(&settings)), settings }
+    Entry { limits: Arc::new(Limits::entry(&settings, generator)), settings }
 }
 
 #[cfg(test)]
@@ -193,7 +219,7 @@ mod tests {
     use super::*;
 
     fn entries(text: &str) -> Result<Entries, String> {
-        parse(text, true, &|name| (name == "RATE").then(|| "77".to_owned()))
+        parse(text, true, &Generator::default(), &|name| (name == "RATE").then(|| "77".to_owned()))
     }
 
     #[test]
@@ -231,8 +257,9 @@ mod tests {
         let path = dir.path().join("overrides.yaml");
         let write = |text: &str| std::fs::write(&path, text).expect("the folder is writable");
         let registry = Registry::new();
-        let defaults = Limits::defaults(&Settings::new(schema::file()));
-        let source = Source { defaults: Arc::new(defaults), file: Some(path.clone()), period: Duration::from_secs(10), expand_env: false };
+        let generator = Arc::new(Generator::default());
+        let defaults = Arc::new(Limits::defaults(&Settings::new(schema::file()), &generator));
+        let source = Source { defaults, generator, file: Some(path.clone()), period: Duration::from_secs(10), expand_env: false };
 
         assert!(Overrides::new(source.clone(), &Registry::new()).is_err(), "an error at start is fatal");
         write("overrides:\n  a: {ingestion: {rate_limit_bytes: 1}}\n");
@@ -243,12 +270,15 @@ mod tests {
         write("overrides:\n  a: {ingestion: {rate_limit_byte: 2}}\n");
         assert!(overrides.reload().is_err());
         assert_eq!(overrides.limits("a").rate_limit_bytes, 1);
-        assert_eq!(successful(&registry), 0.0);
+        assert_eq!((successful(&registry), overrides.version()), (0.0, 1));
+        write("overrides: {a: {ingestion: {rate_limit_bytes: 1}}} # the same\n");
+        overrides.reload().expect("the file is right");
+        assert_eq!(overrides.version(), 1, "nothing has changed");
 
         write("overrides:\n  a: {ingestion: {rate_limit_bytes: 2}}\n  '*': {ingestion: {rate_limit_bytes: 3}}\n");
         overrides.reload().expect("the file is right again");
         assert_eq!((overrides.limits("a").rate_limit_bytes, overrides.limits("b").rate_limit_bytes), (2, 3));
-        assert_eq!(successful(&registry), 1.0);
+        assert_eq!((successful(&registry), overrides.version()), (1.0, 2));
     }
 
     fn successful(registry: &Registry) -> f64 {

@@ -154,6 +154,13 @@ pub(crate) fn strings(value: &Value) -> Vec<String> {
     }
 }
 
+/// The texts of a map.
+pub(crate) fn texts(value: &Value) -> BTreeMap<String, String> {
+    let Value::Map(entries) = value else { return BTreeMap::new() };
+    let text = |value: &Value| if let Value::Text(text) = value { text.clone() } else { String::new() };
+    entries.iter().map(|(name, value)| (name.clone(), text(value))).collect()
+}
+
 /// The blocks of a list of blocks.
 pub(crate) fn blocks(value: &Value) -> Vec<&Settings> {
     match value {

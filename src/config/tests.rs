@@ -75,7 +75,7 @@ fn defaults_are_those_of_the_tables() {
         ("compactor.compaction.block_retention", "336h0m0s"),
         ("metrics_generator.registry.stale_duration", "15m0s"),
         ("metrics_generator.processor.local_blocks.block.version", "vParquet4"),
-        ("metrics_generator.storage.remote_write", "null"),
+        ("metrics_generator.storage.remote_write", "[]"),
         ("overrides.per_tenant_override_period", "10s"),
         ("overrides.defaults.ingestion.rate_limit_bytes", "15000000"),
         ("overrides.defaults.ingestion.artificial_delay", "null"),
@@ -248,6 +248,7 @@ fn the_embedded_defaults_stay_on_this_machine() {
     assert_eq!(config.storage.backend, Backend::Store(storage::backend::Settings::Local(PathBuf::from("./rubato-data/blocks"))));
     assert_eq!(config.storage.wal.dir, PathBuf::from("./rubato-data/wal"));
     assert_eq!(config.distributor.receivers, Receivers::embedded());
+    assert_eq!(config.overrides.defaults.processors, ["service-graphs", "span-metrics"]);
     assert_eq!((config.warnings(), config.unused_keys()), (Vec::new(), Vec::new()));
     // What is shown is what runs.
     let shown = loaded(&config.to_yaml(Mode::Effective));
@@ -424,4 +425,205 @@ fn keys_of_tempo_3_are_accepted_and_named() {
         ["memory.automemlimit_enabled", "overrides.enable_legacy_overrides", "query_frontend.skip_ast_transformations"]
     );
     assert_eq!(config.unused_keys(), loaded("").unused_keys());
+}
+
+#[test]
+fn remote_write_is_that_of_prometheus() {
+    use dataflow::remote_write::{Auth, Credentials, Endpoint, Pem, Protocol, Proxy, Rule, Tls, TlsVersion};
+    let config = loaded(
+        r#"
+multitenancy_enabled: true
+metrics_generator:
+  instance_id: pod-1
+  registry: {external_labels: {cluster: dev}, inject_tenant_id_as: tenant, collection_interval: 5s, stale_duration: 7m}
+  storage:
+    remote_write_flush_deadline: 9s
+    remote_write:
+      - url: http://mimir/api/v1/push
+        send_exemplars: true
+      - url: https://other/push
+        name: other
+        remote_timeout: 1m
+        protobuf_message: io.prometheus.write.v2.Request
+        headers: {X-Team: red}
+        authorization: {credentials_file: /token}
+        tls_config: {ca_file: /ca.pem, cert: C, key: K, min_version: TLS12, insecure_skip_verify: true}
+        proxy_url: http://proxy:3128
+        follow_redirects: false
+        write_relabel_configs: [{regex: __metrics_gen_instance, action: labeldrop}]
+        queue_config: {capacity: 5, max_shards: 2, max_samples_per_send: 7, min_backoff: 1s, max_backoff: 2s, retry_on_http_429: false, sample_age_limit: 1h}
+        metadata_config: {send: false}
+"#,
+    );
+    let settings = &config.generator.remote_write;
+    assert_eq!((settings.instance.as_str(), settings.tenant_label.as_deref()), ("pod-1", Some("tenant")));
+    assert_eq!((settings.collection_interval, settings.flush_deadline), (Duration::from_secs(5), Duration::from_secs(9)));
+    assert_eq!(config.generator.stale_duration, Duration::from_secs(420));
+    assert!(settings.add_org_id_header && settings.external_labels["cluster"] == "dev");
+    let [first, second] = settings.endpoints.as_slice() else { panic!("{:?}", settings.endpoints) };
+    assert_eq!(*first, Endpoint::new("http://mimir/api/v1/push"));
+    let mut expected = Endpoint {
+        name: "other".to_owned(),
+        timeout: Duration::from_secs(60),
+        protocol: Protocol::V2,
+        headers: [("X-Team".to_owned(), "red".to_owned())].into(),
+        auth: Auth::Header { scheme: "Bearer".to_owned(), credentials: Credentials::File("/token".into()) },
+        tls: Tls {
+            ca: Some(Pem::File("/ca.pem".into())),
+            identity: Some((Pem::Text("C".to_owned().into()), Pem::Text("K".to_owned().into()))),
+            insecure_skip_verify: true,
+            min_version: Some(TlsVersion::V12),
+            max_version: None,
+        },
+        proxy: Proxy::Url { url: "http://proxy:3128".to_owned(), except: String::new() },
+        follow_redirects: false,
+        metadata_interval: None,
+        ..Endpoint::new("https://other/push")
+    };
+    let action = dataflow::remote_write::Action::LabelDrop;
+    expected.relabel = vec![Rule { regex: "__metrics_gen_instance".to_owned(), action, ..Rule::default() }];
+    (expected.queue.capacity, expected.queue.max_shards, expected.queue.max_samples_per_send) = (5, 2, 7);
+    (expected.queue.min_backoff, expected.queue.max_backoff) = (Duration::from_secs(1), Duration::from_secs(2));
+    (expected.queue.retry_on_429, expected.queue.sample_age_limit) = (false, Some(Duration::from_secs(3600)));
+    assert_eq!(*second, expected);
+}
+
+#[test]
+fn mistakes_of_the_generator_are_named() {
+    let text = r#"
+metrics_generator:
+  limiter_type: entities
+  metrics_ingestion_time_range_slack: 10s
+  registry: {external_labels: {a-b: x}, collection_interval: 0s}
+  processor:
+    span_metrics:
+      histogram_buckets: [1, 1]
+      filter_policies: [{include: {match_type: regex, attributes: [{key: kind, value: "("}]}}, {exclude: {match_type: exact}}]
+  storage:
+    remote_write:
+      - url: mimir/push
+        basic_auth: {username: u, password: p, password_file: f}
+        bearer_token: t
+      - remote_timeout: 0s
+        headers: {Authorization: x, "bad name": y}
+        write_relabel_configs:
+          - {action: hashmod, target_label: a}
+          - {action: keeep}
+        sigv4: {}
+        queue_config: {max_samples_per_send: 0}
+        protobuf_message: prometheus.WriteRequestV2
+        tls_config: {cert_file: c, max_version: TLS11}
+overrides:
+  defaults:
+    metrics_generator:
+      trace_id_label_name: trace-id
+      remote_write_headers: {Host: x}
+      processor: {service_graphs: {histogram_buckets: [2, .inf]}}
+"#;
+    let error = load_text(text).expect_err("full of mistakes");
+    let expected = [
+        "line 3: metrics_generator.limiter_type: \"entities\" is not one of series, entity",
+        "line 5: metrics_generator.registry.collection_interval: must be greater than 0",
+        "line 5: metrics_generator.registry.external_labels: \"a-b\" is not a valid label name",
+        "line 8: metrics_generator.processor.span_metrics.histogram_buckets: must be strictly increasing",
+        "line 9: metrics_generator.processor.span_metrics.filter_policies: [0]: filter policy attribute \"kind\" is compared with \"(\", which is no regular expression",
+        "line 9: metrics_generator.processor.span_metrics.filter_policies: [1]: exclude.match_type: \"exact\" is not one of strict, regex",
+        "line 12: metrics_generator.storage.remote_write[0].url: \"mimir/push\" does not begin with http:// or https://",
+        "line 14: metrics_generator.storage.remote_write[0].bearer_token: at most one of basic_auth, authorization, bearer_token, bearer_token_file may be configured",
+        "line 15: metrics_generator.storage.remote_write[1].url: url for remote_write is empty",
+        "line 15: metrics_generator.storage.remote_write[1].remote_timeout: must be greater than 0",
+        "line 16: metrics_generator.storage.remote_write[1].headers: \"bad name\" is no name of a header",
+        "line 16: metrics_generator.storage.remote_write[1].headers: Authorization is a reserved header",
+        "line 18: metrics_generator.storage.remote_write[1].write_relabel_configs[0]: action hashmod requires a modulus above 0",
+        "line 19: metrics_generator.storage.remote_write[1].write_relabel_configs[1]: unknown relabel action \"keeep\"",
+        "line 20: metrics_generator.storage.remote_write[1].sigv4: is not available in this version of Rubato: authenticate with basic_auth or authorization",
+        "line 21: metrics_generator.storage.remote_write[1].queue_config.max_samples_per_send: must be greater than 0",
+        "line 22: metrics_generator.storage.remote_write[1].protobuf_message: \"prometheus.WriteRequestV2\" is not one of prometheus.WriteRequest, io.prometheus.write.v2.Request",
+        "line 23: metrics_generator.storage.remote_write[1].tls_config: cert and key go together",
+        "line 23: metrics_generator.storage.remote_write[1].tls_config.max_version: \"TLS11\" is not one of TLS12, TLS13",
+        "line 27: overrides.defaults.metrics_generator.trace_id_label_name: \"trace-id\" is not a valid label name",
+        "line 28: overrides.defaults.metrics_generator.remote_write_headers: Host is a reserved header",
+        "line 29: overrides.defaults.metrics_generator.processor.service_graphs.histogram_buckets: must be finite",
+    ];
+    for expected in expected {
+        assert!(error.contains(expected), "{expected}\nis missing from{error}");
+    }
+    assert_eq!(error.lines().filter(|line| line.contains("metrics_generator")).count(), expected.len(), "{error}");
+}
+
+#[test]
+fn tenants_override_the_generator() {
+    use dataflow::generator::{Parts, settings::Histograms};
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("overrides.yaml");
+    let entries = r"
+overrides:
+  all:
+    metrics_generator:
+      processors: [span-metrics, span-metrics-count, service-graphs, host-info]
+      max_active_series: 7
+      collection_interval: 30s
+      generate_native_histograms: both
+      trace_id_label_name: trace_id
+      remote_write_headers: {X-Team: red}
+      ingestion_time_range_slack: 2m
+      native_histogram_max_bucket_number: 9
+      processor:
+        service_graphs: {dimensions: [], enable_client_server_prefix: false, enable_virtual_node_label: true, peer_attributes: [peer]}
+        span_metrics:
+          histogram_buckets: [1, 2]
+          intrinsic_dimensions: {span_name: false, status_message: true}
+          dimension_mappings: [{name: where, source_labels: [a, b], join: /}]
+          enable_target_info: false
+        host_info: {metric_name: hosts}
+  part:
+    metrics_generator_processors: [span-metrics-count, span-metrics-latency]
+    metrics_generator_processor_span_metrics_histogram_buckets: [1, 2]
+  none: {}
+  blocks: {metrics_generator: {processors: [local-blocks]}}
+";
+    std::fs::write(&path, entries).expect("writable");
+    let config = loaded(&format!(
+        r"
+metrics_generator:
+  processor:
+    service_graphs: {{dimensions: [x], enable_client_server_prefix: true, wait: 3s, max_items: 4}}
+    span_metrics: {{dimensions: [y], enable_target_info: true, histogram_buckets: [5]}}
+overrides:
+  defaults: {{metrics_generator: {{processors: [span-metrics], max_active_entities: 5}}}}
+  per_tenant_override_config: {}
+",
+        path.display()
+    ));
+    let overrides = Overrides::new(config.overrides, &prometheus::Registry::new()).expect("right overrides");
+    let of = |tenant: &str| overrides.limits(tenant).generator.clone();
+
+    let all = of("all").processors.expect("processors");
+    let spans = all.span_metrics.as_ref().expect("span metrics");
+    assert_eq!((spans.parts, &*spans.buckets, spans.dimensions.as_slice()), (Parts::ALL, &[1.0, 2.0][..], &["y".to_owned()][..]));
+    let intrinsic = spans.intrinsic_dimensions;
+    assert!(intrinsic.service && !intrinsic.span_name && intrinsic.span_kind && intrinsic.status_code && intrinsic.status_message);
+    assert!(!spans.enable_target_info && spans.enable_instance_label && spans.dimension_mappings[0].join == "/");
+    let graphs = all.service_graphs.as_ref().expect("service graphs");
+    assert_eq!((graphs.dimensions.len(), graphs.wait, graphs.max_items), (0, Duration::from_secs(3), 4));
+    assert!(graphs.enable_client_server_prefix && graphs.enable_virtual_node_label, "a prefix can only be switched on");
+    assert_eq!(graphs.peer_attributes, ["peer"]);
+    assert_eq!(all.host_info.as_ref().map(|of| of.metric_name.as_str()), Some("hosts"));
+    assert_eq!((all.common.max_active_series, all.common.max_active_entities, all.common.slack), (7, 0, Duration::from_secs(120)));
+    assert_eq!((all.common.histograms, all.common.native_histogram_bucket_factor), (Histograms::Both, 1.1));
+    let sent = of("all").remote_write;
+    assert_eq!((sent.collection_interval, sent.trace_id_label.as_str()), (Some(Duration::from_secs(30)), "trace_id"));
+    assert_eq!((sent.native_histogram_max_buckets, sent.host_info_metric.as_str(), sent.headers["X-Team"].as_str()), (9, "hosts", "red"));
+
+    let part = of("part").processors.expect("processors");
+    let spans = part.span_metrics.as_ref().expect("span metrics");
+    assert_eq!(spans.parts, Parts { count: true, latency: true, size: false });
+    assert_eq!(spans.buckets.len(), 14, "the default buckets, whatever is written");
+    assert!(part.service_graphs.is_none() && spans.enable_target_info);
+    assert!(of("none").processors.is_none() && of("blocks").processors.is_none());
+    let default = of("anybody").processors.expect("processors");
+    assert_eq!(default.span_metrics.as_ref().map(|of| of.buckets.to_vec()), Some(vec![5.0]));
+    // The limiter counts series unless told otherwise.
+    assert_eq!(default.common.max_active_entities, 0);
+    assert_eq!(of("anybody").remote_write.trace_id_label, "traceID");
 }

@@ -1,26 +1,19 @@
 //! `rubato trace`: one trace straight from a bucket, without a server.
 
-mod waterfall;
+pub(crate) mod waterfall;
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    sync::Arc,
-};
+use std::{io::Write as _, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
-use query::{Engine, Recent, RecentError, RecentTrace, engine::TraceRequest};
+use query::{Engine, Recent, RecentAnswer, RecentError, RecentPart, RecentTrace, engine::TraceRequest};
 use storage::{
     blocklist::Blocklist,
     clock::SystemClock,
     id::{Tenant, TraceId},
-    segment::Segment,
 };
 
-use crate::bucket;
-
-/// Columns of an output that is no terminal.
-const WIDTH: usize = 120;
+use crate::{bucket, output};
 
 /// Show one trace from the blocks of a bucket
 #[derive(Debug, clap::Args)]
@@ -43,12 +36,12 @@ struct NothingRecent;
 
 #[async_trait]
 impl Recent for NothingRecent {
-    async fn trace(&self, _tenant: &Tenant, _id: TraceId) -> Result<Vec<Arc<Segment>>, RecentError> {
-        Ok(Vec::new())
+    async fn trace(&self, _tenant: &Tenant, _id: TraceId) -> Result<RecentAnswer<Vec<RecentPart>>, RecentError> {
+        Ok(RecentAnswer::default())
     }
 
-    async fn traces(&self, _tenant: &Tenant) -> Result<Vec<RecentTrace>, RecentError> {
-        Ok(Vec::new())
+    async fn traces(&self, _tenant: &Tenant) -> Result<RecentAnswer<Vec<RecentTrace>>, RecentError> {
+        Ok(RecentAnswer::default())
     }
 }
 
@@ -73,8 +66,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
         json.push(b'\n');
         json
     } else {
-        let width = if std::io::stdout().is_terminal() { usize::from(console::Term::stdout().size().1) } else { WIDTH };
-        waterfall::draw(id, &found.resource_spans, width, command.verbose).into_bytes()
+        waterfall::draw(id, &found.resource_spans, output::width(), command.verbose).into_bytes()
     };
     // A reader that has gone away is no error.
     _ = out.write_all(&text);

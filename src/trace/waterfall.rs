@@ -18,6 +18,8 @@ use opentelemetry_proto::tonic::{
 };
 use storage::id::TraceId;
 
+use crate::output::printable;
+
 /// Levels that are drawn deeper to the right; those below stay where they are.
 const DEEPEST: usize = 24;
 
@@ -29,7 +31,7 @@ struct Node<'a> {
 }
 
 /// Draws a trace that fits into `width` columns, with all details of every span if `verbose`.
-pub(super) fn draw(id: TraceId, trace: &[ResourceSpans], width: usize, verbose: bool) -> String {
+pub(crate) fn draw(id: TraceId, trace: &[ResourceSpans], width: usize, verbose: bool) -> String {
     let nodes: Vec<_> = trace
         .iter()
         .flat_map(|resource| {
@@ -168,7 +170,7 @@ fn attributes(out: &mut String, attributes: &[KeyValue], indent: &str) {
     }
 }
 
-fn value(value: &AnyValue) -> String {
+pub(crate) fn value(value: &AnyValue) -> String {
     match &value.value {
         None => "nothing".to_owned(),
         Some(Value::StringValue(text)) => printable(text),
@@ -185,13 +187,8 @@ fn value(value: &AnyValue) -> String {
     }
 }
 
-/// Text of a stranger, which must not control the terminal.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
 /// Nanoseconds in the unit that people would use, three figures at most.
-fn duration(nanos: u64) -> String {
+pub(crate) fn duration(nanos: u64) -> String {
     let (value, unit) = match nanos {
         0..1_000 => return format!("{nanos}ns"),
         1_000..1_000_000 => (nanos as f64 / 1e3, "µs"),

@@ -20,7 +20,7 @@ pub(super) const ROOT: &[Row] = &[
     boolean("auth_enabled", "false").used(),
     boolean("multitenancy_enabled", "false").used(),
     text("http_api_prefix", "").used(),
-    boolean("stream_over_http_enabled", "false"),
+    boolean("stream_over_http_enabled", "false").used(),
     duration("shutdown_delay", "0s").used(),
     boolean("enable_go_runtime_metrics", "false").ignored(),
     boolean("partition_ring_live_store", "false"),
@@ -79,6 +79,9 @@ pub(super) const ROOT: &[Row] = &[
     uint("rubato.compactor.jobs", "0").used(),
     duration("rubato.compactor.claim_timeout", "2h").used(),
     duration("rubato.compactor.garbage_age", "24h").used(),
+    text("rubato.querier.ingester_address", "").used(),
+    uint("rubato.query_frontend.concurrent_workers", "400").used(),
+    duration("rubato.query_frontend.hedge_jobs_after", "0s").used(),
     size("rubato.memory_limit", "0B").used(),
     uint("rubato.threads", "0").used(),
 ];

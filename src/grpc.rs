@@ -1,0 +1,165 @@
+//! The gRPC server: health at once, everything else once it is put in.
+//!
+//! ```text
+//!  :9095 ──────────────────────────────────────┐
+//!                                              ├─► measure ──► grpc.health.v1.Health
+//!  :3200 ── HTTP/2 with application/grpc ──────┘          └──► services (UNAVAILABLE until recovery has ended)
+//!           (stream_over_http_enabled)
+//! ```
+//!
+//! Both ports lead to the same router. Grafana streams over the port of its data source's URL, which is that of HTTP.
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, Version, header},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use http_body_util::BodyExt as _;
+use query::RequestMetrics;
+use tokio::net::TcpListener;
+use tonic::{Code, Status, service::Routes, transport::server::TcpIncoming};
+use tower::ServiceExt as _;
+
+use crate::{config::GrpcServer, http::Admin, services::Shutdown};
+
+mod health {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        dead_code,
+        unused_qualifications,
+        clippy::clone_on_ref_ptr,
+        reason = "generated; the client is used in tests only"
+    )]
+    tonic::include_proto!("grpc.health.v1");
+}
+
+use health::{
+    HealthCheckRequest, HealthCheckResponse,
+    health_check_response::ServingStatus,
+    health_server::{Health, HealthServer},
+};
+
+/// The router of all services.
+pub(crate) fn router(admin: &Arc<Admin>) -> Router {
+    let late = Arc::clone(admin);
+    let services = tower::service_fn(move |request: Request| {
+        let services = late.grpc_services();
+        async move {
+            Ok::<_, Infallible>(match services {
+                Some(services) => services.oneshot(request).await.unwrap_or_else(|never| match never {}),
+                None => Status::unavailable("the query API is not up yet").into_http::<Body>(),
+            })
+        }
+    });
+    let router = Routes::new(HealthServer::new(Probe(Arc::clone(admin)))).into_axum_router().fallback_service(services);
+    match admin.request_metrics() {
+        Some(metrics) => router.layer(middleware::from_fn_with_state(metrics.clone(), measure)),
+        None => router,
+    }
+}
+
+/// Serves until told to stop and until open calls have ended.
+///
+/// # Errors
+/// The listener fails.
+pub(crate) async fn serve(listener: TcpListener, settings: GrpcServer, router: Router, mut shutdown: Shutdown) -> anyhow::Result<()> {
+    let mut server = tonic::transport::Server::builder()
+        .max_concurrent_streams(settings.max_concurrent_streams)
+        .http2_keepalive_interval(Some(settings.keepalive_time).filter(|time| !time.is_zero()))
+        .http2_keepalive_timeout(Some(settings.keepalive_timeout));
+    if let Some(age) = settings.max_connection_age {
+        server = server.max_connection_age(age);
+    }
+    if let Some(grace) = settings.max_connection_age_grace {
+        server = server.max_connection_age_grace(grace);
+    }
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    server.add_routes(Routes::from(router)).serve_with_incoming_shutdown(incoming, async move { shutdown.wait().await }).await?;
+    Ok(())
+}
+
+/// Sends gRPC that comes in over the HTTP port where it belongs.
+pub(crate) async fn over_http(State(grpc): State<Router>, request: Request, next: Next) -> Response {
+    let is_grpc = |value: &header::HeaderValue| value.to_str().is_ok_and(|value| value.contains("application/grpc"));
+    if request.version() == Version::HTTP_2 && request.headers().get(header::CONTENT_TYPE).is_some_and(is_grpc) {
+        return grpc.oneshot(request).await.unwrap_or_else(|never| match never {});
+    }
+    next.run(request).await
+}
+
+/// Whether the process can take calls.
+#[derive(Debug)]
+struct Probe(Arc<Admin>);
+
+#[tonic::async_trait]
+impl Health for Probe {
+    type WatchStream = tokio_stream::Empty<Result<HealthCheckResponse, Status>>;
+
+    async fn check(&self, _request: tonic::Request<HealthCheckRequest>) -> Result<tonic::Response<HealthCheckResponse>, Status> {
+        // All services share one fate, so their names do not matter.
+        let status = if self.0.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        Ok(tonic::Response::new(HealthCheckResponse { status: status.into() }))
+    }
+
+    async fn watch(&self, _request: tonic::Request<HealthCheckRequest>) -> Result<tonic::Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("watching is not supported, call Check"))
+    }
+}
+
+/// A call that is going on. Counted when it is dropped.
+struct Call {
+    metrics: RequestMetrics,
+    method: String,
+    started: Instant,
+    code: Option<Code>,
+}
+
+impl Call {
+    /// Takes the status from headers or trailers, wherever it is.
+    fn note(&mut self, headers: &HeaderMap) {
+        self.code = headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes())).or(self.code);
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let took = self.started.elapsed();
+        // Clients may invent methods.
+        let method = if self.code == Some(Code::Unimplemented) { "notfound" } else { self.method.as_str() };
+        let status = match self.code {
+            Some(Code::Ok) => "success",
+            Some(Code::Cancelled) | None => "cancel",
+            Some(_) => "error",
+        };
+        self.metrics.observe_grpc(method, status, took);
+        log(&self.method, self.code, took);
+    }
+}
+
+fn log(method: &str, code: Option<Code>, took: Duration) {
+    tracing::debug!(method, code = code.map_or("cancelled", |code| code.description()), elapsed = format!("{took:.1?}"), "gRPC");
+}
+
+/// Measures a call to its end, which is that of the stream of its answers.
+async fn measure(State(metrics): State<RequestMetrics>, request: Request, next: Next) -> Response {
+    let mut call = Call { metrics, method: request.uri().path().to_owned(), started: Instant::now(), code: None };
+    let response = next.run(request).await;
+    call.note(response.headers());
+    let noting = move |frame: http_body::Frame<bytes::Bytes>| {
+        if let Some(trailers) = frame.trailers_ref() {
+            call.note(trailers);
+        }
+        frame
+    };
+    response.map(|body| Body::new(body.map_frame(noting))).into_response()
+}
