@@ -6,12 +6,17 @@
 mod blocklist;
 mod cli;
 mod compaction;
+mod contract;
 mod harness;
 mod hostile;
 mod limits;
 mod memcached;
+mod metrics_query;
+mod prometheus;
 mod restart;
+mod roles;
 mod roundtrip;
 mod s3;
+mod service_graph;
 mod tenancy;
 mod tools;

@@ -125,7 +125,7 @@ async fn a_bucket_that_refuses_is_named_and_its_secret_is_not() {
     let dir = tempfile::tempdir().expect("a folder");
     let endpoint = format!("-storage.trace.s3.endpoint={}", s3.address);
     let file = "\
-server: {http_listen_port: 0}
+server: {http_listen_port: 0, grpc_listen_port: 0}
 distributor: {receivers: {otlp: {protocols: {http: {endpoint: \"127.0.0.1:0\"}}}}}
 storage: {trace: {s3: {insecure: true}}}
 ";

@@ -82,10 +82,15 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server in a new folder and waits until it is ready.
     pub(crate) async fn start(config: Config) -> Self {
-        let dir = tempfile::Builder::new().prefix("rubato-test-").tempdir().expect("a temporary folder");
-        let mut server = Self { dir, config, ports: Ports::free(), process: None };
+        let mut server = Self::prepare(config);
         server.start_again().await;
         server
+    }
+
+    /// A server that has a folder and ports, and does not run yet.
+    pub(crate) fn prepare(config: Config) -> Self {
+        let dir = tempfile::Builder::new().prefix("rubato-test-").tempdir().expect("a temporary folder");
+        Self { dir, config, ports: Ports::free(), process: None }
     }
 
     /// Starts the server again on what its folder holds, with the same ports if they are still free.
@@ -102,7 +107,8 @@ impl Server {
         panic!("no free ports");
     }
 
-    fn spawn(&mut self) {
+    /// Starts the process without waiting for it.
+    pub(crate) fn spawn(&mut self) {
         let config = self.write_config();
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log file");
         let process = Command::new(env!("CARGO_BIN_EXE_rubato"))
@@ -118,7 +124,7 @@ impl Server {
     }
 
     /// Whether it became ready; `false` if it ended instead.
-    async fn wait_until_ready(&mut self) -> bool {
+    pub(crate) async fn wait_until_ready(&mut self) -> bool {
         let started = Instant::now();
         loop {
             if self.client().get("/ready").await.is_ok_and(|answer| answer.status == 200) {
@@ -180,6 +186,11 @@ storage:
         Client::new(self.ports.http, self.ports.otlp_grpc, self.ports.otlp_http)
     }
 
+    /// Where other processes of a cluster connect.
+    pub(crate) fn grpc_address(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.grpc)
+    }
+
     /// Where spans go by gRPC.
     pub(crate) fn otlp_grpc_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.otlp_grpc)
@@ -188,6 +199,27 @@ storage:
     /// Where spans go by HTTP.
     pub(crate) fn otlp_http_url(&self) -> String {
         format!("http://127.0.0.1:{}/v1/traces", self.ports.otlp_http)
+    }
+
+    /// Where queries go by gRPC.
+    pub(crate) fn grpc_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.grpc)
+    }
+
+    /// Lets the server end, and its folder vanish, when this process ends, however that happens: for servers that are never dropped.
+    #[expect(clippy::zombie_processes, reason = "it waits for this process, not the other way round")]
+    pub(crate) fn end_with_this_process(&mut self) {
+        let pid = self.process.as_ref().expect("the server runs").id().to_string();
+        let mut guard = Command::new("sh")
+            .args(["-c", "read _; kill -9 \"$0\"; sleep 0.2; rm -rf \"$1\"", &pid])
+            .arg(self.dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("there is a shell");
+        // Held open until this process is gone.
+        std::mem::forget(guard.stdin.take());
     }
 
     /// Where queries go.
