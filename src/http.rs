@@ -45,6 +45,7 @@ pub(crate) type ReadyCheck = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// Operational routes, for `/status/endpoints`.
 const ROUTES: &[(&str, &str)] = &[
     ("metrics", "/metrics"),
+    ("live", "/live"),
     ("ready", "/ready"),
     ("status", "/status"),
     ("status_section", "/status/{version|services|endpoints|runtime_config|config}"),
@@ -164,6 +165,7 @@ pub(crate) fn router(admin: &Arc<Admin>) -> Router {
         }
     });
     let operational = Router::new()
+        .route("/live", any(live))
         .route("/ready", any(ready))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
@@ -219,6 +221,12 @@ async fn connection(Shared(admin): Shared<Arc<Admin>>, request: Request, next: N
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// For liveness probes: true while the process answers at all, also while it starts, recovers, drains or waits for others. A restart mends
+/// none of those.
+async fn live() -> &'static str {
+    "live\n"
 }
 
 async fn ready(Shared(admin): Shared<Arc<Admin>>) -> Response {
@@ -406,6 +414,8 @@ mod tests {
         let fixture = fixture();
         fixture.services.set("wal", State::Starting);
         let body = async || get(&fixture, "/ready", "*/*").await;
+        let live = get(&fixture, "/live", "*/*").await;
+        assert_eq!((live.0, live.2.as_str()), (200, "live\n"), "also before anything is ready");
         assert_eq!((body().await.0, body().await.2.as_str()), (503, "Some services are not Running:\nStarting: 1\n"));
         fixture.services.set("wal", State::Running);
         assert_eq!((body().await.0, body().await.2.as_str()), (200, "ready\n"));

@@ -8,6 +8,7 @@ mod blocks;
 mod bucket;
 mod client;
 mod config;
+mod config_tool;
 mod flags;
 mod generator;
 mod grpc;
@@ -48,10 +49,12 @@ enum Tool {
     Trace(trace::Command),
     /// Ask a running server: search, traces, attributes, metrics.
     Query(query_tool::Command),
+    /// Look at configuration files: check, print, migrate.
+    Config(config_tool::Command),
 }
 
 /// Words that are tools; anything else is a flag of the server.
-const TOOLS: &[&str] = &["load", "blocks", "trace", "query"];
+const TOOLS: &[&str] = &["load", "blocks", "trace", "query", "config"];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
@@ -73,6 +76,7 @@ fn run_tool() -> ExitCode {
         Tool::Blocks(command) => blocks::run(command).await,
         Tool::Trace(command) => trace::run(command).await,
         Tool::Query(command) => query_tool::run(command).await,
+        Tool::Config(command) => config_tool::run(command),
     };
     let outcome =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Into::into).and_then(|runtime| runtime.block_on(tool()));

@@ -43,6 +43,11 @@ pub(crate) fn print(text: &str) {
     _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
+/// Writes a line for people to the standard error.
+pub(crate) fn remark(text: &str) {
+    _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Prints a value as JSON that people can read too.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?));

@@ -116,3 +116,64 @@ fn load_explains_itself_and_fails_without_endpoint() {
     assert!(text(&output.stderr).contains("given up"), "{output:?}");
     assert!(Path::new(&dir.path().join("truth.json")).exists());
 }
+
+/// Runs `rubato config …` on a file with this text; `FILE` stands for it.
+fn config_tool(text: &str, arguments: &[&str]) -> Output {
+    let dir = folder();
+    let path = dir.path().join("tempo.yaml");
+    fs::write(&path, text).expect("the configuration is written");
+    let path = path.display().to_string();
+    let arguments: Vec<&str> =
+        ["config"].into_iter().chain(arguments.iter().map(|one| if *one == "FILE" { path.as_str() } else { one })).collect();
+    run(dir.path(), &arguments)
+}
+
+#[test]
+fn a_file_is_checked_with_lines_and_hints() {
+    let output = config_tool(GOOD, &["check", "FILE"]);
+    assert!(output.status.success() && text(&output.stdout).ends_with("tempo.yaml: ok\n"), "{output:?}");
+
+    let wrong = "server:\n  http_listen_prot: 1\n";
+    let output = config_tool(wrong, &["check", "FILE"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let printed = text(&output.stdout);
+    assert!(printed.contains("tempo.yaml:2: error: field http_listen_prot not found") && printed.contains("did you mean"), "{printed}");
+    let output = config_tool(wrong, &["check", "FILE", "--json"]);
+    let findings: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&findings[0]["line"], &findings[0]["level"]), (&2.into(), &"error".into()), "{findings}");
+
+    let strange = format!("{GOOD}distributor:\n  log_received_spans:\n    enabled: true\n");
+    let output = config_tool(&strange, &["check", "FILE"]);
+    assert!(output.status.success() && text(&output.stdout).contains("tempo.yaml: warning: span logging"), "{output:?}");
+    assert_eq!(config_tool(&strange, &["check", "FILE", "--strict"]).status.code(), Some(1));
+
+    // What holds for one target does not for another, and the file of tenants' limits is looked at, too.
+    let output = config_tool(GOOD, &["check", "FILE", "--target", "querier"]);
+    assert!(text(&output.stdout).contains("warning: local backend"), "{output:?}");
+    let limits = format!("{GOOD}overrides:\n  per_tenant_override_config: ./nowhere.yaml\n");
+    let output = config_tool(&limits, &["check", "FILE"]);
+    assert!(!output.status.success() && text(&output.stdout).contains("nowhere.yaml"), "{output:?}");
+}
+
+#[test]
+fn what_holds_is_printed_with_secrets_masked() {
+    let secret = "storage:\n  trace:\n    backend: s3\n    s3: {bucket: b, endpoint: e, access_key: k, secret_key: hush}\n";
+    let output = config_tool(secret, &["print", "FILE", "--mode", "diff"]);
+    let printed = text(&output.stdout);
+    assert!(output.status.success() && printed.contains("bucket: b\n") && !printed.contains("hush"), "{output:?}");
+    let output = config_tool(secret, &["print", "FILE"]);
+    assert!(text(&output.stdout).contains("http_listen_port: 3200"), "with the defaults: {output:?}");
+}
+
+#[test]
+fn an_old_file_is_migrated_to_one_that_verifies() {
+    let old = format!("search_enabled: true\nquery_frontend:\n  query_shards: 60\noverrides:\n  ingestion_rate_limit_bytes: 5\n{GOOD}");
+    assert_eq!(config_tool(&old, &["check", "FILE"]).status.code(), Some(1));
+    let output = config_tool(&old, &["migrate", "FILE"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stderr).contains("line 1: search_enabled: removed"), "{output:?}");
+    let migrated = text(&output.stdout);
+    assert!(migrated.contains("trace_by_id:\n        query_shards: 60"), "{migrated}");
+    let output = config_tool(&migrated, &["check", "FILE", "--strict"]);
+    assert!(output.status.success(), "{migrated}\n{output:?}");
+}

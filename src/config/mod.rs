@@ -19,6 +19,7 @@ mod document;
 mod expand;
 mod generator;
 mod limits;
+mod migrate;
 mod overrides;
 mod receivers;
 mod remote_write;
@@ -35,6 +36,7 @@ pub(crate) use compactor::Compactor;
 pub(crate) use document::Problem;
 pub(crate) use generator::Generator;
 pub(crate) use limits::Limits;
+pub(crate) use migrate::migrate;
 pub(crate) use overrides::Overrides;
 pub(crate) use receivers::{Grpc, Http, Receivers, Udp};
 pub(crate) use scalar::{Value, duration};
@@ -238,7 +240,7 @@ pub(crate) struct DedicatedColumn {
 /// The shape of blocks.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
-    /// vParquet3, vParquet4 or vParquet5.
+    /// vParquet2, 3, 4 or 5.
     pub(crate) version: String,
     /// Chance of a false positive of the bloom filter.
     pub(crate) bloom_filter_false_positive: f64,
@@ -393,10 +395,13 @@ pub(crate) fn load(request: &Request, env: &dyn Fn(&str) -> Option<String>) -> R
 
 /// Reads the text of a file.
 fn parse(text: &str, request: &Request) -> Result<Config, Vec<Problem>> {
-    let node = document::parse(text)?;
-    let checked = check::check(&schema::file(), node.as_ref(), "");
+    from_document(document::parse(text)?.as_ref(), request)
+}
+
+fn from_document(node: Option<&document::Node>, request: &Request) -> Result<Config, Vec<Problem>> {
+    let checked = check::check(&schema::file(), node, "");
     let mut problems = checked.problems;
-    let receivers = receivers::parse(receivers::find(node.as_ref(), &["distributor", "receivers"]), &mut problems);
+    let receivers = receivers::parse(receivers::find(node, &["distributor", "receivers"]), &mut problems);
     let built = build(checked.settings, receivers, checked.notes, request);
     match built {
         Ok(config) if problems.is_empty() => Ok(config),
@@ -690,7 +695,7 @@ fn validate(s: &Settings, problems: &mut Vec<Problem>) {
     }
     for path in ["storage.trace.block.version", "block_builder.block.version", "metrics_generator.processor.local_blocks.block.version"] {
         let version = s.text(path);
-        if !matches!(version, "v2" | "vParquet3" | "vParquet4" | "vParquet5") && !version.contains("preview") {
+        if !matches!(version, "v2" | "vParquet2" | "vParquet3" | "vParquet4" | "vParquet5") && !version.contains("preview") {
             problem(path, format!("{path}: {version} is not a valid block version"));
         }
     }

@@ -18,6 +18,8 @@ pub(crate) enum Mode {
     Diff,
     /// All, with their defaults.
     Defaults,
+    /// Those of `Diff` with their secrets: what a file would have to say.
+    File,
 }
 
 impl Mode {
@@ -41,6 +43,18 @@ const MASK: &str = "********";
 /// Names below free values (remote_write and the like) whose text is a secret.
 const SECRET_NAMES: &[&str] = &["password", "credentials", "bearer_token", "client_secret", "secret_key", "access_key_secret", "sas_token"];
 
+impl Mode {
+    /// Whether keys are left out that have their defaults.
+    fn is_partial(self) -> bool {
+        matches!(self, Self::Diff | Self::File)
+    }
+
+    /// How the blocks of a list are shown.
+    fn of_items(self) -> Self {
+        if self == Self::File { Self::File } else { Self::Diff }
+    }
+}
+
 /// The settings as a YAML block map; empty settings are `{}`.
 pub(crate) fn render(settings: &Settings, mode: Mode) -> String {
     let mut out = String::new();
@@ -52,10 +66,14 @@ fn block(settings: &Settings, path: &str, indent: usize, mode: Mode, out: &mut S
     for child in settings.schema().children(path).unwrap_or_default() {
         let name = child.rsplit('.').next().unwrap_or(child);
         if let Some(leaf) = settings.schema().leaf(child) {
-            if leaf.status != Status::Legacy && (mode != Mode::Diff || settings.differs(child)) {
+            if leaf.status != Status::Legacy && (!mode.is_partial() || settings.differs(child)) {
                 _ = write!(out, "{:indent$}{}:", "", key(name));
                 let shown = if mode == Mode::Defaults { &leaf.default } else { settings.get(child) };
-                value(&masked(leaf, shown), Some(leaf.kind), indent, out);
+                if mode == Mode::File {
+                    value(shown, Some(leaf.kind), indent, mode, out);
+                } else {
+                    value(&masked(leaf, shown), Some(leaf.kind), indent, mode, out);
+                }
             }
         } else {
             let mut body = String::new();
@@ -91,43 +109,43 @@ fn mask_free(free: &Value) -> Value {
 }
 
 /// Writes a value behind its key's colon, or behind a list's dash, with the line's end.
-fn value(shown: &Value, kind: Option<Kind>, indent: usize, out: &mut String) {
+fn value(shown: &Value, kind: Option<Kind>, indent: usize, mode: Mode, out: &mut String) {
     match shown {
         Value::List(items) if !items.is_empty() => {
             out.push('\n');
             for item in items {
                 _ = write!(out, "{:1$}-", "", indent + 2);
-                nested(item, indent + 2, out);
+                nested(item, indent + 2, mode, out);
             }
         }
         Value::Map(entries) if !entries.is_empty() => {
             out.push('\n');
-            map(entries, indent + 4, out);
+            map(entries, indent + 4, mode, out);
         }
         Value::Block(settings) => {
             out.push('\n');
-            block(settings, "", indent + 4, Mode::Diff, out);
+            block(settings, "", indent + 4, mode.of_items(), out);
         }
         scalar => _ = writeln!(out, " {}", inline(scalar, kind)),
     }
 }
 
 /// A list's item: a map begins on the line of its dash.
-fn nested(item: &Value, indent: usize, out: &mut String) {
+fn nested(item: &Value, indent: usize, mode: Mode, out: &mut String) {
     let mut body = String::new();
     match item {
-        Value::Map(entries) if !entries.is_empty() => map(entries, indent + 2, &mut body),
-        Value::Block(settings) => block(settings, "", indent + 2, Mode::Diff, &mut body),
-        other => return value(other, None, indent, out),
+        Value::Map(entries) if !entries.is_empty() => map(entries, indent + 2, mode, &mut body),
+        Value::Block(settings) => block(settings, "", indent + 2, mode.of_items(), &mut body),
+        other => return value(other, None, indent, mode, out),
     }
     out.push(' ');
     out.push_str(if body.is_empty() { "{}\n" } else { body.trim_start() });
 }
 
-fn map(entries: &[(String, Value)], indent: usize, out: &mut String) {
+fn map(entries: &[(String, Value)], indent: usize, mode: Mode, out: &mut String) {
     for (name, entry) in entries {
         _ = write!(out, "{:indent$}{}:", "", key(name));
-        value(entry, None, indent, out);
+        value(entry, None, indent, mode, out);
     }
 }
 

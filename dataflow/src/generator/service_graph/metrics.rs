@@ -21,15 +21,20 @@ impl Metrics {
     /// They are registered already.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let counter = |name: &str, help: &str| {
-            let name = format!("tempo_metrics_generator_processor_service_graphs_{name}");
             let counter = IntCounterVec::new(Opts::new(name, help), &["tenant"])?;
             registry.register(Box::new(counter.clone()))?;
             prometheus::Result::Ok(counter)
         };
         Ok(Self {
-            edges: counter("edges", "Edges begun.")?,
-            expired_edges: counter("expired_edges", "Edges whose other half did not come in time and could not be guessed.")?,
-            dropped_spans: counter("dropped_spans", "Spans refused because too many halves waited.")?,
+            edges: counter("tempo_metrics_generator_processor_service_graphs_edges", "Edges begun.")?,
+            expired_edges: counter(
+                "tempo_metrics_generator_processor_service_graphs_expired_edges",
+                "Edges whose other half did not come in time and could not be guessed.",
+            )?,
+            dropped_spans: counter(
+                "tempo_metrics_generator_processor_service_graphs_dropped_spans",
+                "Spans refused because too many halves waited.",
+            )?,
         })
     }
 
