@@ -9,6 +9,7 @@ mod compaction;
 mod contract;
 mod harness;
 mod hostile;
+mod k8s;
 mod limits;
 mod memcached;
 mod metrics_query;
