@@ -1,4 +1,5 @@
-//! Encoding blocks of all versions, and finding and scanning vParquet4 blocks, of synthetic traces, per span and per byte of OTLP.
+//! Encoding blocks of all versions, and finding and scanning vParquet4 blocks and asking their bloom filters, of synthetic traces, per span and
+//! per byte of OTLP.
 //!
 //! Run with `cargo bench -p rubato-storage --bench block`. Before measuring it prints what a span costs on disk in every version, beside
 //! its OTLP bytes, and by leaf in vParquet4.
@@ -11,7 +12,7 @@ use object_store::memory::InMemory;
 use parquet::file::{reader::FileReader as _, serialized_reader::SerializedFileReader};
 use storage::{
     backend::Store,
-    block::{Encoded, Format, Projection, Reader, Settings, TraceSegments, encode},
+    block::{Encoded, Filters, Format, Projection, Reader, Settings, TraceSegments, encode},
     id::{BlockId, Tenant, TraceId},
     otlp::{Walk, index},
     segment::Segment,
@@ -61,6 +62,15 @@ fn describe(encoded: &Encoded, spans: u64, bytes: u64) {
     }
 }
 
+/// Seconds that this process was on a CPU, which other load of the machine hardly changes.
+fn cpu() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Behind the name, which may hold anything: state is the first field, user and system time are the twelfth and thirteenth.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: f64 = fields.iter().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+    ticks / 100.0
+}
+
 fn block(criterion: &mut Criterion) {
     let requests = synthetic::requests(1, TRACES);
     let bytes: u64 = requests.iter().map(|body| body.len() as u64).sum();
@@ -71,6 +81,9 @@ fn block(criterion: &mut Criterion) {
     let versions = Format::ALL.map(|version| Settings { version, ..settings.clone() });
     for settings in &versions {
         describe(&encode(settings, &tenant, id, &traces).expect("encode"), spans, bytes);
+        let before = cpu();
+        (0..5).for_each(|_| drop(encode(settings, &tenant, id, black_box(&traces)).expect("encode")));
+        eprintln!("{}: cpu: {:.0} spans/s", settings.version, 5.0 * spans as f64 / (cpu() - before));
     }
 
     let mut group = criterion.benchmark_group("block");
@@ -103,6 +116,13 @@ fn block(criterion: &mut Criterion) {
         bencher.iter(|| {
             next = (next + 997) % ids.len();
             runtime.block_on(async { reader.find(ids[next]).await.expect("find").expect("is there") })
+        });
+    });
+    let filters = Filters::new(Arc::new(encoded.meta));
+    group.bench_function("bloom", |bencher| {
+        bencher.iter(|| {
+            next = (next + 997) % ids.len();
+            runtime.block_on(async { assert!(filters.may_hold(&store, black_box(ids[next])).await.expect("bloom")) });
         });
     });
     group.bench_function("find_absent", |bencher| {

@@ -17,14 +17,14 @@ use futures::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use object_store::{ObjectMeta, path::Path};
 use uuid::Uuid;
 
-use super::{CONCURRENCY, Store, StoreError, child, refused};
+use super::{CONCURRENCY, DATAFLOW_FOLDER, Store, StoreError, child, refused};
 use crate::{
     block::Meta,
     id::{BlockId, Tenant},
 };
 
-/// Names below the prefix that are no tenants (block-format.md §2).
-const NO_TENANTS: [&str; 2] = ["tempo_cluster_seed.json", "work.json"];
+/// Names below the prefix that are no tenants (block-format.md §2, and ours).
+const NO_TENANTS: [&str; 3] = ["tempo_cluster_seed.json", "work.json", DATAFLOW_FOLDER];
 
 /// What lies below a tenant, from one listing of all object names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -126,6 +126,9 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text.replace(['\r', '\n'], " ")
 }
 
+/// Where a cluster keeps what it commits, beside the tenants. No tenant can be called so.
+pub const DATAFLOW_FOLDER: &str = "rubato-dataflow";
+
 /// A bucket that holds blocks. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -153,6 +156,11 @@ impl Store {
     #[must_use]
     pub fn with_list_ranges(self, list_ranges: usize) -> Self {
         Self { list_ranges: list_ranges.max(1), ..self }
+    }
+
+    /// The bucket, and where [`DATAFLOW_FOLDER`] lies in it.
+    pub fn dataflow_folder(&self) -> (Arc<dyn ObjectStore>, Path) {
+        (Arc::clone(&self.objects), child(&self.prefix, DATAFLOW_FOLDER))
     }
 
     fn tenant_path(&self, tenant: &Tenant) -> Path {

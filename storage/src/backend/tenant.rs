@@ -41,15 +41,16 @@ impl Store {
     }
 
     /// Deletes everything below a tenant, if no block is there and nothing was written at `since` (seconds since the Unix epoch) or
-    /// later. Says how many objects that were; `None` if it may not be.
+    /// later. A block is there as soon as its data is: somebody may have committed to publishing it, and retention clears it away when it
+    /// is too old for that. Says how many objects that were; `None` if it may not be.
     ///
     /// # Errors
     /// The bucket refused the listing or a deletion.
     pub async fn delete_tenant(&self, tenant: &Tenant, since: i64) -> Result<Option<usize>, StoreError> {
         let path = self.tenant_path(tenant);
         let objects: Vec<_> = self.objects.list(Some(&path)).try_collect().await.map_err(refused("list", &path))?;
-        let is_meta = |name: &str| matches!(name, "meta.json" | "meta.compacted.json");
-        if objects.iter().any(|object| object.last_modified.timestamp() >= since || object.location.filename().is_some_and(is_meta)) {
+        let is_block = |name: &str| matches!(name, "meta.json" | "meta.compacted.json" | crate::block::DATA);
+        if objects.iter().any(|object| object.last_modified.timestamp() >= since || object.location.filename().is_some_and(is_block)) {
             return Ok(None);
         }
         let deletions: Vec<_> = objects.iter().map(|object| self.delete_object(&object.location)).collect();

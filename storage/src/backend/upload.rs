@@ -81,7 +81,8 @@ impl Upload {
 
     /// Hands the buffer over.
     async fn send_part(&mut self) -> Result<(), StoreError> {
-        let part = mem::take(&mut self.buffer).freeze();
+        // The next one has all of its room at once: growing leaves as much memory behind again.
+        let part = mem::replace(&mut self.buffer, BytesMut::with_capacity(self.parts.bytes)).freeze();
         if self.sent == MAX_PARTS {
             return Err(refused("put", &self.path)(too_long(self.parts.bytes)));
         }

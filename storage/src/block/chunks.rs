@@ -7,16 +7,21 @@
 //!
 //! This is how queries read blocks: IO in one step, decoding on a thread of the caller's, and only of what turns out to be needed.
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
 
+use parking_lot::Mutex;
 use parquet::{
     basic::Encoding,
     file::{metadata::ColumnChunkMetaData, statistics::Statistics},
 };
 
 use super::{
-    BlockError, DedicatedColumn, Format, Meta,
-    column::{Column, Decoder, Dictionary, Fetched, Strings, Wrong},
+    BlockError, Format, Meta,
+    column::{Column, Decoder, Dictionary, Fetched, Strings, Values, Wrong},
     dedicated::{self, RESOURCE_LEAVES, SPAN_LEAVES, STATUS_CODE},
     reader::{Reader, corrupt, offset_indexes, pages},
     row_group::{Parts, RowGroup, Wanted},
@@ -46,7 +51,7 @@ pub struct Chunks {
     group: Arc<RowGroup>,
     rows: Range<usize>,
     wanted: HashMap<usize, Wanted>,
-    dictionaries: Dictionaries,
+    dictionaries: SharedDictionaries,
     parts: Parts,
     bytes: usize,
     decoder: Decoder,
@@ -54,6 +59,9 @@ pub struct Chunks {
 
 /// Dictionaries by leaf.
 pub type Dictionaries = HashMap<usize, Arc<Strings>>;
+
+/// Dictionaries of a row group, which all its rows have in common: what some rows needed the others need not decode again.
+pub type SharedDictionaries = Arc<Mutex<Dictionaries>>;
 
 impl Chunks {
     /// Number of rows.
@@ -74,10 +82,14 @@ impl Chunks {
         let mut read = || -> Result<Column, Wrong> {
             let wanted = self.wanted.get(&leaf).ok_or_else(|| format!("leaf {leaf} was not fetched"))?;
             let fetched = wanted.fetched(&self.parts, None)?;
-            let dictionary = self.dictionaries.get(&leaf).map(|strings| Dictionary::Strings(Arc::clone(strings)));
+            let dictionary = self.dictionaries.lock().get(&leaf).map(|strings| Dictionary::Strings(Arc::clone(strings)));
             self.group.column(&mut self.decoder, leaf, &Fetched { dictionary, ..fetched }, self.rows.clone())
         };
-        read().map_err(|what| self.corrupt(what))
+        let column = read().map_err(|what| self.corrupt(what))?;
+        if let Values::Codes { dictionary, .. } = &column.values {
+            self.dictionaries.lock().entry(leaf).or_insert_with(|| Arc::clone(dictionary));
+        }
+        Ok(column)
     }
 
     /// The error that says what is wrong with this block.
@@ -94,8 +106,7 @@ impl Chunks {
 impl Reader {
     /// The leaves by name: their paths in the schema, with `[]` after what is a list, such as `rs[].ss[].Spans[].Attrs[].Key`.
     pub fn leaves(&self) -> HashMap<String, usize> {
-        let columns: &[DedicatedColumn] = &self.meta().dedicated_columns;
-        let schema = super::schema::of(self.format(), columns);
+        let schema = super::schema::of(self.format(), self.dedicated_columns());
         schema.leaves.iter().enumerate().map(|(position, leaf)| (leaf.name.clone(), position)).collect()
     }
 
@@ -113,7 +124,7 @@ impl Reader {
                 columns.push(OwnColumn { name: name.to_owned(), scope, leaf, non_empty });
             }
         };
-        for column in dedicated::assigned(format, &self.meta().dedicated_columns) {
+        for column in dedicated::assigned(format, self.dedicated_columns()) {
             add(column.name, column.scope, &column.leaf(), false);
         }
         add("service.name", OwnScope::Resource, "rs[].Resource.ServiceName", true);
@@ -202,9 +213,9 @@ impl Reader {
         row_group: usize,
         leaves: &[usize],
         rows: Option<Range<usize>>,
-        dictionaries: Dictionaries,
+        dictionaries: &SharedDictionaries,
     ) -> Result<Chunks, BlockError> {
-        let group = Arc::new(self.group(row_group)?);
+        let group = self.group(row_group)?;
         let leaves = self.known(leaves)?;
         let whole = 0..group.rows;
         let indexes = match &rows {
@@ -214,9 +225,10 @@ impl Reader {
             }
             None => Parts::default(),
         };
+        let decoded: HashSet<usize> = dictionaries.lock().keys().copied().collect();
         let wanted = |&leaf: &usize| -> Result<(usize, Wanted), Wrong> {
             let all = group.chunk_range(leaf);
-            let known = dictionaries.contains_key(&leaf);
+            let known = decoded.contains(&leaf);
             let wanted = match &rows {
                 Some(rows) => {
                     let wanted = group.pages_of(leaf, pages(&group, leaf, &indexes)?.as_deref(), rows);
@@ -238,6 +250,7 @@ impl Reader {
             return Err(self.corrupt(format!("row group {row_group} has fewer rows than {}", rows.end)));
         }
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let dictionaries = Arc::clone(dictionaries);
         Ok(Chunks { meta: Arc::clone(self.meta()), group, rows, wanted, dictionaries, parts, bytes, decoder: Decoder::default() })
     }
 

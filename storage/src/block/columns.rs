@@ -157,10 +157,7 @@ impl std::fmt::Debug for Columns {
 
 impl Columns {
     /// Empty columns. Pages are cut by the number of entries of the list `pace`.
-    ///
-    /// # Errors
-    /// The compressor has no memory.
-    pub(crate) fn new(schema: &Arc<Schema>, pace: &str) -> std::io::Result<Self> {
+    pub(crate) fn new(schema: &Arc<Schema>, pace: &str) -> Self {
         let mut columns = Self {
             pace: schema.list(pace),
             levels: schema
@@ -184,7 +181,7 @@ impl Columns {
             doubles: Vec::new(),
             flags: Vec::new(),
             chunks: schema.leaves.iter().map(|_| ChunkWriter::default()).collect(),
-            press: Press::new()?,
+            press: Press::new(),
             rows_in_page: 0,
             rows_in_group: 0,
             text_bytes: 0,
@@ -218,7 +215,7 @@ impl Columns {
                 }
             });
         }
-        Ok(columns)
+        columns
     }
 
     /// The list of this name. Panics, as all of these, when the schema has no such thing: names are constants of this crate.

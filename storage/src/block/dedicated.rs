@@ -88,6 +88,21 @@ pub(crate) fn kept(format: Format, columns: &[DedicatedColumn]) -> Vec<Dedicated
     columns.iter().filter(kept).cloned().collect()
 }
 
+/// Strings of a scope that had leaves in the vParquet5 of release 2.10, which wrote longer lists into the meta all the same.
+const STRINGS_OF_2_10: usize = 10;
+
+/// The entries of a vParquet5 block's list for which there would be leaves had release 2.10 written it.
+pub(crate) fn known_to_2_10(columns: &[DedicatedColumn]) -> Vec<DedicatedColumn> {
+    let mut kept: Vec<DedicatedColumn> = Vec::new();
+    for column in columns {
+        let strings = kept.iter().filter(|other| other.scope == column.scope && other.kind == "string").count();
+        if column.kind != "string" || strings < STRINGS_OF_2_10 {
+            kept.push(column.clone());
+        }
+    }
+    kept
+}
+
 /// The entries of a block's list that have a leaf, in their order.
 pub(crate) fn assigned(format: Format, columns: &[DedicatedColumn]) -> Vec<Assigned<'_>> {
     let (strings, ints) = match format {

@@ -52,8 +52,6 @@ pub(super) enum EncodeError {
     Outside(TraceId),
     #[error("traces are not sorted by id: {0} comes twice or late")]
     Unsorted(TraceId),
-    #[error("compressor")]
-    Compressor(#[source] std::io::Error),
     #[error(transparent)]
     Columns(#[from] ColumnError),
 }
@@ -78,7 +76,7 @@ pub(super) fn encode(
     traces: &[TraceSegments],
     order: Order,
 ) -> Result<Encoding, EncodeError> {
-    let mut writer = Writer::new(format, row_group_size, kept, order)?;
+    let mut writer = Writer::new(format, row_group_size, kept, order);
     writer.ids.reserve(traces.len());
     for trace in traces {
         writer.add(trace)?;
@@ -100,9 +98,9 @@ pub(super) struct Writer {
 
 impl Writer {
     /// A block without traces, whose row groups are cut at this estimated size.
-    pub(super) fn new(format: Format, row_group_size: usize, kept: &[DedicatedColumn], order: Order) -> Result<Self, EncodeError> {
-        let encoder = Encoder::new(format, kept).map_err(EncodeError::Compressor)?;
-        Ok(Self { encoder, order, row_group_size, estimate: 0, ids: Vec::new(), last_ids: Vec::new() })
+    pub(super) fn new(format: Format, row_group_size: usize, kept: &[DedicatedColumn], order: Order) -> Self {
+        let encoder = Encoder::new(format, kept);
+        Self { encoder, order, row_group_size, estimate: 0, ids: Vec::new(), last_ids: Vec::new() }
     }
 
     /// Adds a trace, unless it has no spans. Its id is greater than that of the one before.
@@ -228,9 +226,9 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn new(format: Format, kept: &[DedicatedColumn]) -> std::io::Result<Self> {
+    fn new(format: Format, kept: &[DedicatedColumn]) -> Self {
         const SPAN: &str = "rs[].ss[].Spans[]";
-        let columns = Columns::new(&schema::of(format, kept), SPAN)?;
+        let columns = Columns::new(&schema::of(format, kept), SPAN);
         let assigned = assigned(format, kept);
         let (resource, span): (&[_], &[_]) = if format == Format::V5 { (&[], &[]) } else { (&RESOURCE_LEAVES, &SPAN_LEAVES) };
         let mut span_own = Own::new(&columns, SPAN, span, &assigned, dedicated::Scope::Span);
@@ -238,7 +236,7 @@ impl Encoder {
             span_own = span_own.with_int(STATUS_CODE, columns.integer(&format!("{SPAN}.HttpStatusCode")));
         }
         let event_own = Own::new(&columns, SPAN, &[], &assigned, dedicated::Scope::Event);
-        Ok(Self {
+        Self {
             format,
             prices: Prices::of(format),
             leaves: Leaves::new(&columns, format),
@@ -263,7 +261,7 @@ impl Encoder {
             places: Vec::new(),
             start: None,
             end: None,
-        })
+        }
     }
 
     /// Ends the row group; numbers of its dictionaries are forgotten.

@@ -126,24 +126,29 @@ pub(crate) enum Width {
 const BLOCK: usize = 128;
 const MINIBLOCK: usize = 32;
 
-/// Differences between neighbours, less the smallest difference of the block, in just as many bits as they need.
+/// Differences between neighbours, less a smallest difference, in whole bytes: they are compressed afterwards, which finds nothing in bits that
+/// cross bytes. All blocks count from the same smallest difference if one or two bytes can hold all differences then, so that equal
+/// differences are equal bytes; otherwise each from its own.
 pub(crate) fn delta(values: &[i64], width: Width, out: &mut Vec<u8>) {
     varint(BLOCK as u64, out);
     varint((BLOCK / MINIBLOCK) as u64, out);
     varint(values.len() as u64, out);
     zigzag(values.first().copied().unwrap_or(0), out);
+    let difference = |pair: &[i64]| match width {
+        Width::W64 => pair[1].wrapping_sub(pair[0]),
+        Width::W32 => i64::from((pair[1] as i32).wrapping_sub(pair[0] as i32)),
+    };
+    let range = |deltas: &mut dyn Iterator<Item = i64>| {
+        deltas.fold((i64::MAX, i64::MIN), |(smallest, largest), delta| (smallest.min(delta), largest.max(delta)))
+    };
+    let (smallest, largest) = range(&mut values.windows(2).map(difference));
+    let common = [1 << 7, 1 << 15].into_iter().find(|&half| smallest < largest && -half <= smallest && largest < half);
     let mut deltas = [0i64; BLOCK];
-    let mut previous = values.first().copied().unwrap_or(0);
-    for block in values.get(1..).unwrap_or(&[]).chunks(BLOCK) {
-        for (delta, &value) in deltas.iter_mut().zip(block) {
-            *delta = match width {
-                Width::W64 => value.wrapping_sub(previous),
-                Width::W32 => i64::from((value as i32).wrapping_sub(previous as i32)),
-            };
-            previous = value;
-        }
-        let deltas = &mut deltas[..block.len()];
-        let smallest = deltas.iter().copied().min().unwrap_or(0);
+    for start in (0..values.len().saturating_sub(1)).step_by(BLOCK) {
+        let block = &values[start..values.len().min(start + BLOCK + 1)];
+        let deltas = &mut deltas[..block.len() - 1];
+        deltas.iter_mut().zip(block.windows(2)).for_each(|(delta, pair)| *delta = difference(pair));
+        let smallest = common.map_or_else(|| range(&mut deltas.iter().copied()).0, |half| -half);
         zigzag(smallest, out);
         let widths_at = out.len();
         out.extend_from_slice(&[0; BLOCK / MINIBLOCK]);
@@ -153,7 +158,7 @@ pub(crate) fn delta(values: &[i64], width: Width, out: &mut Vec<u8>) {
                 *delta = delta.wrapping_sub(smallest);
                 all |= *delta as u64;
             }
-            let width = width_of(all);
+            let width = common.map_or_else(|| width_of(all).next_multiple_of(8), |half| width_of(half as u64 * 2 - 1));
             out[widths_at + index] = width as u8;
             pack(miniblock.iter().map(|&d| d as u64), width, MINIBLOCK, out);
         }

@@ -125,14 +125,35 @@ impl Interner {
         self.ends.clear();
     }
 
-    /// The body of a PLAIN dictionary page.
-    pub(crate) fn write_plain(&self, out: &mut Vec<u8>) {
+    /// The numbers in an order in which strings resemble their neighbours: by length, and then by how they begin. The strings before the first
+    /// of `bounds`, which ascend, come as they appeared; those between two bounds stay between them.
+    pub(crate) fn sorted(&self, bounds: &[usize]) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.len() as u32).collect();
+        let prefix = |number: u32| {
+            let text = self.get(number);
+            let mut prefix = [0; 16];
+            let kept = text.len().min(prefix.len());
+            prefix[..kept].copy_from_slice(&text[..kept]);
+            (text.len(), u128::from_be_bytes(prefix), number)
+        };
+        for (at, &start) in bounds.iter().enumerate() {
+            let end = bounds.get(at + 1).map_or(order.len(), |&end| end.min(order.len()));
+            if let Some(part) = order.get_mut(start..end) {
+                let mut keys: Vec<_> = part.iter().map(|&number| prefix(number)).collect();
+                keys.sort_unstable();
+                part.iter_mut().zip(keys).for_each(|(place, (.., number))| *place = number);
+            }
+        }
+        order
+    }
+
+    /// The body of a PLAIN dictionary page: the strings of these numbers.
+    pub(crate) fn write_plain(&self, order: &[u32], out: &mut Vec<u8>) {
         out.reserve(self.bytes.len() + 4 * self.ends.len());
-        let mut start = 0;
-        for &end in &self.ends {
-            out.extend_from_slice(&((end - start) as u32).to_le_bytes());
-            out.extend_from_slice(&self.bytes[start..end]);
-            start = end;
+        for &number in order {
+            let text = self.get(number);
+            out.extend_from_slice(&(text.len() as u32).to_le_bytes());
+            out.extend_from_slice(text);
         }
     }
 }
@@ -154,9 +175,26 @@ mod tests {
             }
         }
         assert_eq!(interner.len(), model.len());
+        let order = interner.sorted(&[100, 2000]);
+        let (fixed, rest) = order.split_at(100);
+        assert!(fixed.iter().copied().eq(0..100));
+        for part in [&rest[..1900], &rest[1900..]] {
+            let strings: Vec<_> = part.iter().map(|&number| interner.get(number)).collect();
+            assert!(strings.is_sorted_by_key(|text| (text.len(), text[..text.len().min(16)].to_vec())));
+        }
+        let mut numbers = order.clone();
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(0..model.len() as u32));
+        assert!(rest[..1900].iter().all(|&number| (100..2000).contains(&number)));
         let mut plain = Vec::new();
-        interner.write_plain(&mut plain);
-        assert_eq!(plain.len(), interner.bytes() + 4 * model.len());
+        interner.write_plain(&order, &mut plain);
+        let expected: Vec<u8> = order
+            .iter()
+            .map(|&number| model[number as usize])
+            .flat_map(|text| [(text.len() as u32).to_le_bytes().as_slice(), text.as_bytes()].concat())
+            .collect();
+        assert_eq!(plain, expected);
+        assert!(Interner::default().sorted(&[100, 2000]).is_empty());
         interner.clear();
         assert_eq!(interner.intern(b""), (0, true));
     }

@@ -13,19 +13,26 @@
 //! PLAIN; integers have no dictionary. Data pages are version 1, whose levels are compressed with the values: before compression half of a
 //! trace's bytes are levels. A chunk is compressed or not as a whole, which is what Parquet can say.
 //!
-//! A compressed page is one or two zstd frames, which are one stream of bytes to every reader: repetition levels, which many leaves have in
-//! common, are a frame of their own, made once for all of those leaves and therefore with more effort.
+//! A compressed page is up to three zstd frames, which are one stream of bytes to every reader: what resembles each other is compressed
+//! together, with the [`Effort`] that fits it, and repetition levels, which many leaves have in common, once for all of those leaves.
 //!
 //! ```text
-//!  frame of the repetition levels │ frame of definition levels and values
-//!  the same bytes in many leaves  │ this leaf's
+//!  frame of the repetition levels │ frame of the definition levels │ frame of the values
+//!  the same bytes in many leaves  │ if they are many               │
 //! ```
+//!
+//! Strings of a large dictionary are sorted, so that each shares its beginning with the one before it: a fifth to a third of their bytes.
+//! Their order is known when the last page is, so the pages of such a leaf wait as numbers until its chunk ends.
 
 use std::sync::OnceLock;
 
 use parquet::{
     basic::{Encoding, Type as Physical},
     errors::ParquetError,
+};
+use zstd::{
+    bulk::Compressor,
+    zstd_safe::{CParameter, Strategy},
 };
 
 use super::{
@@ -41,17 +48,53 @@ const SMALL_PAGE: usize = 64;
 /// Speed over size: what higher levels win is below two bytes of a hundred, and at level 6 they cost half of the speed.
 pub(crate) const ZSTD_LEVEL: i32 = 1;
 
-/// For values that have a large dictionary, which repeat in longer sequences.
-const SEQUENCES_ZSTD_LEVEL: i32 = 3;
+/// Bytes from which levels are a frame of their own: a frame has some eleven that say nothing.
+const FRAME_BYTES: usize = 64;
 
-/// For repetition levels: a fifth smaller than with the lowest level, for four times the work of one of the leaves that share them.
-const SHARED_ZSTD_LEVEL: i32 = 6;
+/// Of a thousand bytes, those that compression must win on the first page that is not small, for the chunk to be compressed.
+const WORTH_PER_MILLE: usize = 8;
 
-/// Bytes from which repetition levels are a frame of their own: a frame has some eleven that say nothing.
-const SHARED_BYTES: usize = 64;
+/// Bytes of a string, with its length, that is long.
+const LONG_STRING: usize = 100;
 
-/// Of a hundred bytes, those that compression must win on the first page that is not small, for the chunk to be compressed.
-const WORTH_PERCENT: usize = 2;
+/// What zstd is told to do with bytes, by what they are. Chosen by measured size and time: a better search of matches makes random bytes
+/// larger, because long distances cost more than the few bytes that happen to be the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effort {
+    /// Whatever is left.
+    Values,
+    /// Words of eight bytes, of which some repeat: times.
+    Words,
+    /// Numbers of few strings: keys and names, which come in the same sequences again.
+    Codes,
+    /// Numbers of many strings.
+    Sequences,
+    /// Levels.
+    Levels,
+    /// The short strings of a dictionary, each of which resembles its neighbours.
+    Strings,
+}
+
+impl Effort {
+    const ALL: [Self; 6] = [Self::Values, Self::Words, Self::Codes, Self::Sequences, Self::Levels, Self::Strings];
+
+    fn compressor(self) -> std::io::Result<Compressor<'static>> {
+        use CParameter::{ChainLog, HashLog, MinMatch, SearchLog, Strategy as Search, TargetLength, WindowLog};
+        let (level, parameters): (i32, &[CParameter]) = match self {
+            Self::Values => (ZSTD_LEVEL, &[]),
+            Self::Words => (ZSTD_LEVEL, &[WindowLog(14), HashLog(14), MinMatch(4), TargetLength(0), Search(Strategy::ZSTD_fast)]),
+            Self::Codes => (5, &[]),
+            Self::Sequences => (3, &[]),
+            Self::Levels => {
+                (5, &[WindowLog(17), HashLog(15), ChainLog(15), SearchLog(3), MinMatch(6), TargetLength(8), Search(Strategy::ZSTD_greedy)])
+            }
+            Self::Strings => (ZSTD_LEVEL, &[WindowLog(12), HashLog(13), MinMatch(7), TargetLength(0), Search(Strategy::ZSTD_fast)]),
+        };
+        let mut compressor = Compressor::new(level)?;
+        parameters.iter().try_for_each(|&parameter| compressor.set_parameter(parameter))?;
+        Ok(compressor)
+    }
+}
 
 /// Bytes of a page from which that can be told.
 const SAMPLE: usize = 4096;
@@ -61,6 +104,13 @@ const CODE_BITS: u32 = 8;
 
 /// The same for those that fit into two.
 const WIDE_CODE_BITS: u32 = 16;
+
+/// Strings of a dictionary that keep the order in which they appeared: the frequent ones are early, and pages are written at once while there
+/// are no others.
+const FIXED_CODES: usize = 1 << CODE_BITS;
+
+/// Strings that are sorted by themselves, so that the pages that have no others need no wider numbers.
+const SHORT_CODES: usize = 1 << WIDE_CODE_BITS;
 
 /// Why columns cannot become a file.
 #[derive(Debug, thiserror::Error)]
@@ -122,12 +172,13 @@ impl Shared {
     }
 }
 
-/// Compressor and buffers: what a thread that writes chunks needs.
+/// Compressors and buffers: what a thread that writes chunks needs.
 pub(crate) struct Press {
-    compressor: zstd::bulk::Compressor<'static>,
+    /// By [`Effort`].
+    compressors: [Option<Compressor<'static>>; Effort::ALL.len()],
     page: Vec<u8>,
     compressed: Vec<u8>,
-    /// A page: its shared frame and its own.
+    /// The frames of a page.
     stored: Vec<u8>,
 }
 
@@ -139,36 +190,53 @@ impl std::fmt::Debug for Press {
 
 impl Press {
     /// An idle one.
-    ///
-    /// # Errors
-    /// The compressor has no memory.
-    pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, page: Vec::new(), compressed: Vec::new(), stored: Vec::new() })
+    pub(crate) fn new() -> Self {
+        Self { compressors: Default::default(), page: Vec::new(), compressed: Vec::new(), stored: Vec::new() }
     }
 
-    fn compress(&mut self, level: i32, body: &[u8]) -> Result<&[u8], PageError> {
+    fn compress(&mut self, effort: Effort, body: &[u8]) -> Result<&[u8], PageError> {
+        let compressor = match &mut self.compressors[effort as usize] {
+            Some(known) => known,
+            unused => unused.insert(effort.compressor().map_err(PageError::Compression)?),
+        };
         self.compressed.clear();
         self.compressed.reserve(zstd::zstd_safe::compress_bound(body.len()));
-        self.compressor.set_compression_level(level).map_err(PageError::Compression)?;
-        self.compressor.compress_to_buffer(body, &mut self.compressed).map_err(PageError::Compression)?;
+        compressor.compress_to_buffer(body, &mut self.compressed).map_err(PageError::Compression)?;
         Ok(&self.compressed)
     }
 
-    /// Compresses a page that begins with `shared`.
-    fn compress_page(&mut self, level: i32, shared: &Shared, body: &[u8]) -> Result<&[u8], PageError> {
-        if shared.bytes.len() < SHARED_BYTES {
-            return self.compress(level, body);
-        }
+    fn add_frame(&mut self, effort: Effort, body: &[u8]) -> Result<(), PageError> {
+        self.compress(effort, body)?;
+        self.stored.extend_from_slice(&self.compressed);
+        Ok(())
+    }
+
+    /// Begins a page of several frames with those of its levels that are worth one, of `least` bytes or more. Returns how many bytes of
+    /// the page are in them.
+    fn add_levels(&mut self, levels: EncodedLevels<'_>, least: usize) -> Result<usize, PageError> {
+        let EncodedLevels { repetition, definition } = levels;
         self.stored.clear();
-        match shared.frame.get() {
+        if repetition.bytes.len() < least.max(1) {
+            return Ok(0);
+        }
+        match repetition.frame.get() {
             Some(frame) => self.stored.extend_from_slice(frame),
             None => {
-                let frame = self.compress(SHARED_ZSTD_LEVEL, &shared.bytes)?.to_vec();
-                self.stored.extend_from_slice(shared.frame.get_or_init(|| frame));
+                let frame = self.compress(Effort::Levels, &repetition.bytes)?.to_vec();
+                self.stored.extend_from_slice(repetition.frame.get_or_init(|| frame));
             }
         }
-        self.compress(level, &body[shared.bytes.len()..])?;
-        self.stored.extend_from_slice(&self.compressed);
+        if definition.len() < least.max(1) {
+            return Ok(repetition.bytes.len());
+        }
+        self.add_frame(Effort::Levels, definition)?;
+        Ok(repetition.bytes.len() + definition.len())
+    }
+
+    /// Compresses a page that begins with these levels.
+    fn compress_page(&mut self, effort: Effort, levels: EncodedLevels<'_>, body: &[u8]) -> Result<&[u8], PageError> {
+        let done = self.add_levels(levels, FRAME_BYTES)?;
+        self.add_frame(effort, &body[done..])?;
         Ok(&self.stored)
     }
 }
@@ -227,9 +295,24 @@ enum Codec {
 pub(crate) struct ChunkWriter {
     data: Vec<u8>,
     pages: Vec<Page>,
+    /// The pages after those, while the dictionary has no order.
+    waiting: Vec<Waiting>,
     codec: Codec,
     entries: usize,
     bounds: Option<Bounds>,
+}
+
+/// A page of numbers of a large dictionary.
+#[derive(Debug)]
+struct Waiting {
+    rows: usize,
+    entries: usize,
+    /// Frames of the levels, and how many bytes are in them.
+    levels: Vec<u8>,
+    level_bytes: usize,
+    codes: Vec<u32>,
+    /// Number of strings in the dictionary when this was its last page.
+    strings: usize,
 }
 
 impl ChunkWriter {
@@ -247,6 +330,12 @@ impl ChunkWriter {
         values: Values<'_>,
         strings: usize,
     ) -> Result<(), ColumnError> {
+        self.entries += entries;
+        if let Values::Codes(codes) = values
+            && strings > FIXED_CODES
+        {
+            return self.wait((rows, entries), press, levels, codes, strings).map_err(|error| error.of(&leaf.name));
+        }
         let mut page = std::mem::take(&mut press.page);
         page.clear();
         page.extend_from_slice(&levels.repetition.bytes);
@@ -255,12 +344,55 @@ impl ChunkWriter {
         if leaf.bounds {
             self.widen(values);
         }
-        self.entries += entries;
-        let level = if strings >> CODE_BITS > 0 { SEQUENCES_ZSTD_LEVEL } else { ZSTD_LEVEL };
-        let kind = PageKind { dictionary: false, values: entries, encoding, level };
-        let written = self.write(leaf, kind, levels.repetition, &page, press).map_err(|error| error.of(&leaf.name));
+        let kind = PageKind { dictionary: false, values: entries, encoding, effort: effort_of(leaf) };
+        let written = self.write(leaf, kind, levels, &page, press).map_err(|error| error.of(&leaf.name));
         press.page = page;
         self.pages.push(Page { rows, ..written? });
+        Ok(())
+    }
+
+    /// Keeps a page of numbers until the dictionary is complete.
+    fn wait(
+        &mut self,
+        (rows, entries): (usize, usize),
+        press: &mut Press,
+        levels: EncodedLevels<'_>,
+        codes: &[u32],
+        strings: usize,
+    ) -> Result<(), PageError> {
+        if self.codec == Codec::Undecided {
+            self.compress_what_is_there(press)?;
+        }
+        let mut level_bytes = press.add_levels(levels, 1)?;
+        if level_bytes == 0 && !levels.definition.is_empty() {
+            press.add_frame(Effort::Levels, levels.definition)?;
+            level_bytes = levels.definition.len();
+        }
+        self.waiting.push(Waiting { rows, entries, levels: press.stored.clone(), level_bytes, codes: codes.to_vec(), strings });
+        Ok(())
+    }
+
+    /// Writes the pages that wait. `order` are the strings of the dictionary by their old numbers.
+    fn write_waiting(&mut self, leaf: &Leaf, press: &mut Press, order: &[u32]) -> Result<(), PageError> {
+        let mut numbers = vec![0; order.len()];
+        for (new, &old) in order.iter().enumerate() {
+            numbers[old as usize] = new as u32;
+        }
+        for Waiting { rows, entries, levels, level_bytes, mut codes, strings } in std::mem::take(&mut self.waiting) {
+            codes.iter_mut().for_each(|code| *code = numbers[*code as usize]);
+            // Numbers beyond those of two bytes are no longer in the order of appearance.
+            let strings = if strings > SHORT_CODES { order.len() } else { strings };
+            let mut page = std::mem::take(&mut press.page);
+            page.clear();
+            let encoding = encode(leaf, Values::Codes(&codes), strings, &mut page);
+            press.stored.clone_from(&levels);
+            let kind = PageKind { dictionary: false, values: entries, encoding, effort: Effort::Sequences };
+            let added = press.add_frame(kind.effort, &page);
+            let raw = level_bytes + page.len();
+            press.page = page;
+            added?;
+            self.pages.push(Page { rows, ..write_page(kind, raw, &press.stored, &mut self.data)? });
+        }
         Ok(())
     }
 
@@ -296,24 +428,24 @@ impl ChunkWriter {
     }
 
     /// Appends a data page, and decides whether the chunk is compressed when this is the first page from which that can be told.
-    fn write(&mut self, leaf: &Leaf, kind: PageKind, shared: &Shared, body: &[u8], press: &mut Press) -> Result<Page, PageError> {
+    fn write(&mut self, leaf: &Leaf, kind: PageKind, levels: EncodedLevels<'_>, body: &[u8], press: &mut Press) -> Result<Page, PageError> {
         match self.codec {
-            Codec::Undecided if body.len() <= SMALL_PAGE => write_page(kind, body, body, &mut self.data),
-            Codec::Plain => write_page(kind, body, body, &mut self.data),
+            Codec::Undecided if body.len() <= SMALL_PAGE => write_page(kind, body.len(), body, &mut self.data),
+            Codec::Plain => write_page(kind, body.len(), body, &mut self.data),
             Codec::Zstd => {
-                let compressed = press.compress_page(kind.level, shared, body)?;
-                write_page(kind, body, compressed, &mut self.data)
+                let compressed = press.compress_page(kind.effort, levels, body)?;
+                write_page(kind, body.len(), compressed, &mut self.data)
             }
             Codec::Undecided => {
-                let compressed = press.compress_page(kind.level, shared, body)?.to_vec();
+                let compressed = press.compress_page(kind.effort, levels, body)?.to_vec();
                 let won = body.len().saturating_sub(compressed.len());
                 // A dictionary has yet to come.
-                if won * 100 < body.len() * WORTH_PERCENT && body.len() >= SAMPLE && leaf.layout != Layout::Dictionary {
+                if won * 1000 < body.len() * WORTH_PER_MILLE && body.len() >= SAMPLE && leaf.layout != Layout::Dictionary {
                     self.codec = Codec::Plain;
-                    return write_page(kind, body, body, &mut self.data);
+                    return write_page(kind, body.len(), body, &mut self.data);
                 }
                 self.compress_what_is_there(press)?;
-                write_page(kind, body, &compressed, &mut self.data)
+                write_page(kind, body.len(), &compressed, &mut self.data)
             }
         }
     }
@@ -326,8 +458,8 @@ impl ChunkWriter {
         for page in &mut self.pages {
             let body = &plain[at + page.header..at + page.length];
             at += page.length;
-            let compressed = press.compress(page.kind.level, body)?;
-            *page = Page { rows: page.rows, ..write_page(page.kind, body, compressed, &mut self.data)? };
+            let compressed = press.compress(page.kind.effort, body)?;
+            *page = Page { rows: page.rows, ..write_page(page.kind, body.len(), compressed, &mut self.data)? };
         }
         Ok(())
     }
@@ -342,22 +474,26 @@ impl ChunkWriter {
         let mut page = Vec::new();
         let mut raw = 0;
         if let Some(strings) = dictionary {
+            let order = strings.sorted(&[FIXED_CODES, SHORT_CODES]);
+            self.write_waiting(leaf, press, &order).map_err(|error| error.of(&leaf.name))?;
             let mut body = std::mem::take(&mut press.page);
             body.clear();
-            strings.write_plain(&mut body);
+            strings.write_plain(&order, &mut body);
             if self.codec == Codec::Undecided && body.len() > SMALL_PAGE {
                 self.compress_what_is_there(press).map_err(|error| error.of(&leaf.name))?;
             }
-            let kind = PageKind { dictionary: true, values: strings.len(), encoding: Encoding::PLAIN, level: ZSTD_LEVEL };
-            let stored = if self.codec == Codec::Zstd { press.compress(kind.level, &body) } else { Ok(body.as_slice()) };
-            let written = stored.and_then(|stored| write_page(kind, &body, stored, &mut page)).map_err(|error| error.of(&leaf.name));
+            // What long ones have in common is farther away.
+            let effort = if body.len() < LONG_STRING * strings.len() { Effort::Strings } else { Effort::Values };
+            let kind = PageKind { dictionary: true, values: strings.len(), encoding: Encoding::PLAIN, effort };
+            let stored = if self.codec == Codec::Zstd { press.compress(kind.effort, &body) } else { Ok(body.as_slice()) };
+            let written = stored.and_then(|stored| write_page(kind, body.len(), stored, &mut page)).map_err(|error| error.of(&leaf.name));
             press.page = body;
             raw += written?.raw;
             encodings.extend([Encoding::PLAIN, Encoding::RLE_DICTIONARY]);
         } else {
             encodings.push(encoding_of(leaf));
         }
-        let Self { data, pages, codec, entries, bounds } = std::mem::take(self);
+        let Self { data, pages, codec, entries, bounds, .. } = std::mem::take(self);
         raw += pages.iter().map(|page| page.raw).sum::<usize>();
         Ok(Chunk { dictionary: page, data, pages, compressed: codec == Codec::Zstd, entries, raw, encodings, bounds })
     }
@@ -488,6 +624,15 @@ fn encoding_of(leaf: &Leaf) -> Encoding {
     }
 }
 
+/// What fits the values of a page of a leaf that has no large dictionary.
+fn effort_of(leaf: &Leaf) -> Effort {
+    match (leaf.layout, leaf.physical) {
+        (Layout::Dictionary, _) => Effort::Codes,
+        (Layout::Plain, Physical::INT64 | Physical::DOUBLE) => Effort::Words,
+        _ => Effort::Values,
+    }
+}
+
 /// Appends the values of a page.
 fn encode(leaf: &Leaf, values: Values<'_>, strings: usize, page: &mut Vec<u8>) -> Encoding {
     match values {
@@ -520,8 +665,7 @@ struct PageKind {
     dictionary: bool,
     values: usize,
     encoding: Encoding,
-    /// What zstd is told when the page is compressed.
-    level: i32,
+    effort: Effort,
 }
 
 #[derive(Debug)]
@@ -540,19 +684,19 @@ impl PageError {
     }
 }
 
-/// Appends header and body of a page to `out`; `stored` is the body, or the body compressed.
-fn write_page(kind: PageKind, body: &[u8], stored: &[u8], out: &mut Vec<u8>) -> Result<Page, PageError> {
+/// Appends header and body of a page to `out`; `stored` is the body of `raw` bytes, or the body compressed.
+fn write_page(kind: PageKind, raw: usize, stored: &[u8], out: &mut Vec<u8>) -> Result<Page, PageError> {
     let header = thrift::Page {
         dictionary: kind.dictionary,
-        uncompressed: i32::try_from(body.len()).map_err(|_| PageError::TooLarge(body.len()))?,
+        uncompressed: i32::try_from(raw).map_err(|_| PageError::TooLarge(raw))?,
         compressed: i32::try_from(stored.len()).map_err(|_| PageError::TooLarge(stored.len()))?,
         crc: crc32fast::hash(stored),
-        values: i32::try_from(kind.values).map_err(|_| PageError::TooLarge(body.len()))?,
+        values: i32::try_from(kind.values).map_err(|_| PageError::TooLarge(raw))?,
         encoding: kind.encoding as i32,
     };
     let start = out.len();
     thrift::write_page_header(&header, out);
     let header = out.len() - start;
     out.extend_from_slice(stored);
-    Ok(Page { kind, rows: 0, header, length: header + stored.len(), raw: header + body.len() })
+    Ok(Page { kind, rows: 0, header, length: header + stored.len(), raw: header + raw })
 }

@@ -15,10 +15,18 @@
 //! each other, and its chunks are what scans ask for too, so they share a cache. Of a large one the pages lie far apart: the reads that
 //! are left are laid so that they move the fewest bytes ([`cover`](super::cover::cover)), unless that is absurd.
 //!
+//! Column indexes are neither written nor read. Rows are sorted by random ids, so nearly every page of another leaf has nearly every value
+//! between its bounds; what a dictionary says tells more. Of the ids they would save sixteen bytes per row of large row groups, but they lie
+//! apart from the offset indexes, and a look-up that reads one after the other would need five reads.
+//!
 //! Every range is asked for under its role, which decides where it is cached. Ranges come from the footer and are checked against the
 //! size that the meta gives before anything is fetched. Decoding runs on a blocking thread.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -26,10 +34,11 @@ use parquet::file::{metadata::ParquetMetaData, statistics::Statistics};
 use tokio::sync::OnceCell;
 
 use super::{
-    BlockError, Filters, Format, Meta, Projection, Trace,
+    BlockError, DedicatedColumn, Filters, Format, Meta, Projection, Trace,
     column::{Column, Decoder, Dictionary, Fetched, Strings, Values, Wrong},
     cover::cover,
     decode::{Layout, Rows},
+    dedicated::known_to_2_10,
     footer,
     leaf::{Leaf, trace_id},
     row_group::{Dictionaries, Parts, RowGroup, Wanted},
@@ -60,6 +69,8 @@ pub struct Reader {
     store: Store,
     meta: Arc<Meta>,
     pub(super) footer: Arc<ParquetMetaData>,
+    /// The dedicated columns that the file has leaves for.
+    dedicated: Arc<[DedicatedColumn]>,
     layout: Arc<Layout>,
     filters: Arc<Filters>,
     /// Compressed bytes of row groups whose chunks a look-up fetches all at once.
@@ -67,6 +78,8 @@ pub struct Reader {
     /// Where ids lie, once that was needed.
     bounds: OnceCell<Bounds>,
     dictionaries: Arc<Dictionaries>,
+    /// What the footer says of the row groups that were looked at.
+    groups: Vec<OnceLock<Arc<RowGroup>>>,
 }
 
 /// Which ids the row groups hold.
@@ -108,26 +121,33 @@ impl Reader {
         };
         let bytes = footer_bytes(store, &meta).await?;
         let footer = footer::read(&bytes).map_err(|what| corrupt(&meta, what))?;
-        let layout = Layout::of(format, &meta.dedicated_columns, footer.file_metadata().schema_descr());
-        let layout = layout.map_err(|what| corrupt(&meta, what))?;
+        let (dedicated, layout) = layout(format, &meta.dedicated_columns, &footer).map_err(|what| corrupt(&meta, what))?;
         if footer.row_groups().iter().any(|group| group.num_columns() < layout.leaves()) {
             return Err(corrupt(&meta, "a row group lacks columns"));
         }
+        let groups = footer.row_groups().iter().map(|_| OnceLock::new()).collect();
         Ok(Self {
             store: store.clone(),
             meta,
             footer: Arc::new(footer),
+            dedicated,
             layout,
             filters,
             small_row_group: SMALL_ROW_GROUP,
             bounds: OnceCell::new(),
             dictionaries: Arc::default(),
+            groups,
         })
     }
 
     /// The block's description.
     pub fn meta(&self) -> &Arc<Meta> {
         &self.meta
+    }
+
+    /// The dedicated columns that the file has leaves for: those of the meta, but for blocks of release 2.10 with more than it knew.
+    pub fn dedicated_columns(&self) -> &[DedicatedColumn] {
+        &self.dedicated
     }
 
     /// The block's footer.
@@ -208,7 +228,7 @@ impl Reader {
         let parts = self.fetch_chunks(&group, &leaves).await?;
         let layout = Arc::clone(&self.layout);
         self.compute(move || {
-            let mut decoder = Decoder::default();
+            let mut decoder = group.decoder(&leaves);
             let mut rows = Rows::new(layout);
             for leaf in leaves {
                 rows.insert(leaf, Leaf::new(whole(&group, &mut decoder, leaf, &parts)?));
@@ -227,7 +247,7 @@ impl Reader {
         let leaves = self.known(leaves)?;
         let parts = self.fetch_chunks(&group, &leaves).await?;
         self.compute(move || {
-            let mut decoder = Decoder::default();
+            let mut decoder = group.decoder(&leaves);
             leaves.into_iter().map(|leaf| whole(&group, &mut decoder, leaf, &parts)).collect()
         })
         .await
@@ -245,7 +265,7 @@ impl Reader {
         let pages = leaves.iter().map(|&leaf| pages(&group, leaf, &parts)).collect::<Result<_, _>>();
         let pages = pages.map_err(|what| self.corrupt(what))?;
         let dictionaries = vec![None; leaves.len()];
-        Ok(Pages { group: Arc::new(group), leaves, pages, dictionaries })
+        Ok(Pages { group, leaves, pages, dictionaries })
     }
 
     /// Columns of some rows: of the leaves of `pages`, in their order. Dictionaries are kept in `pages`, so that they are read once and
@@ -262,10 +282,10 @@ impl Reader {
         let wanted: Vec<_> = pages.leaves.iter().enumerate().map(wanted).collect();
         let ranges: Vec<_> = wanted.iter().flat_map(Wanted::ranges).map(|range| (Role::ParquetPage, range)).collect();
         let parts = self.fetch(&ranges).await?;
-        let known = pages.dictionaries.clone();
+        let (leaves, known) = (pages.leaves.clone(), pages.dictionaries.clone());
         let columns = self
             .compute(move || {
-                let mut decoder = Decoder::default();
+                let mut decoder = group.decoder(&leaves);
                 let column = |(wanted, known): (Wanted, Option<Arc<Strings>>)| {
                     group.column(&mut decoder, wanted.leaf, &wanted.fetched(&parts, known)?, rows.clone())
                 };
@@ -302,8 +322,14 @@ impl Reader {
     }
 
     /// What the footer says of a row group.
-    pub(super) fn group(&self, number: usize) -> Result<RowGroup, BlockError> {
-        RowGroup::new(&self.footer, number, self.layout.leaves(), self.meta.size).map_err(|what| self.corrupt(what))
+    pub(super) fn group(&self, number: usize) -> Result<Arc<RowGroup>, BlockError> {
+        let new = || RowGroup::new(&self.footer, number, self.layout.leaves(), self.meta.size).map_err(|what| self.corrupt(what));
+        let Some(slot) = self.groups.get(number) else { return new().map(Arc::new) };
+        if let Some(known) = slot.get() {
+            return Ok(Arc::clone(known));
+        }
+        let group = new()?;
+        Ok(Arc::clone(slot.get_or_init(|| Arc::new(group))))
     }
 
     async fn fetch_chunks(&self, group: &RowGroup, leaves: &[usize]) -> Result<Parts, BlockError> {
@@ -405,7 +431,7 @@ impl Pages {
 #[derive(Debug)]
 struct Row {
     id: TraceId,
-    group: RowGroup,
+    group: Arc<RowGroup>,
     layout: Arc<Layout>,
     dictionaries: Arc<Dictionaries>,
     leaves: Vec<usize>,
@@ -431,7 +457,7 @@ impl Row {
 
     /// The trace, in this row.
     fn decode(&self, row: usize, wanted: &[Wanted], parts: &Parts) -> Result<Trace, Wrong> {
-        let mut decoder = Decoder::default();
+        let mut decoder = self.group.decoder(&self.leaves);
         let mut rows = Rows::new(Arc::clone(&self.layout));
         for wanted in wanted {
             let known = self.dictionaries.get(self.group.number, wanted.leaf);
@@ -461,6 +487,20 @@ impl Wanted {
         let dictionary_page = self.dictionary.as_ref().filter(|_| dictionary.is_none());
         let pages = dictionary_page.into_iter().chain([&self.pages]).map(|range| parts.get(range)).collect::<Result<_, _>>()?;
         Ok(Fetched { dictionary: dictionary.map(Dictionary::Strings), pages, first_row: self.first_row })
+    }
+}
+
+/// What the leaves of a file are, and the dedicated columns that it has leaves for, of those in its meta.
+fn layout(format: Format, columns: &[DedicatedColumn], footer: &ParquetMetaData) -> Result<(Arc<[DedicatedColumn]>, Arc<Layout>), Wrong> {
+    let file = footer.file_metadata().schema_descr();
+    let wrong = match Layout::of(format, columns, file) {
+        Ok(layout) => return Ok((columns.into(), layout)),
+        Err(wrong) => wrong,
+    };
+    let fewer = known_to_2_10(columns);
+    match Layout::of(format, &fewer, file) {
+        Ok(layout) if format == Format::V5 => Ok((fewer.into(), layout)),
+        _ => Err(wrong),
     }
 }
 

@@ -64,8 +64,7 @@ pub async fn rewrite(
     let reader = Reader::open(store, Arc::clone(source)).await?;
     let dedicated_columns = settings.columns_kept();
     let refused = |what: String| BlockError::Encode { block: output, tenant: source.tenant_id.clone(), what };
-    let writer = Writer::new(settings.version, settings.row_group_size_bytes, &dedicated_columns, Order::Given)
-        .map_err(|error| refused(chain(&error)))?;
+    let writer = Writer::new(settings.version, settings.row_group_size_bytes, &dedicated_columns, Order::Given);
     let mut upload = store.upload(&source.tenant_id, output, DATA);
     let writer = match copy(&reader, writer, &mut upload, &refused, progress).await {
         Ok(writer) => writer,

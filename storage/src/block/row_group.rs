@@ -20,6 +20,12 @@ const FEW_ENTRIES: u64 = 64 << 10;
 /// Entries that are believed per byte of a row group: levels and numbers compress well, but not all leaves of a row do.
 const ENTRIES_PER_BYTE: u64 = 32;
 
+/// Bytes that decoded leaves may have together, whatever their size in the file.
+const FEW_BYTES: u64 = 512 << 20;
+
+/// And for each byte in the file.
+const MEMORY_PER_BYTE: u64 = 100;
+
 /// What the footer says of a row group, checked against the size of the file.
 #[derive(Debug)]
 pub(crate) struct RowGroup {
@@ -62,6 +68,12 @@ impl RowGroup {
     /// Compressed bytes of leaves.
     pub(crate) fn bytes(&self, leaves: &[usize]) -> u64 {
         leaves.iter().map(|&leaf| self.leaves[leaf].range.end - self.leaves[leaf].range.start).sum()
+    }
+
+    /// A decoder for leaves that are in memory together.
+    pub(super) fn decoder(&self, leaves: &[usize]) -> Decoder {
+        let bytes = self.bytes(leaves).saturating_mul(MEMORY_PER_BYTE).saturating_add(FEW_BYTES);
+        Decoder::within(usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 
     /// Where the offset index of a leaf lies, if it has one.

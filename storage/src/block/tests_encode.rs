@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use opentelemetry_proto::tonic::trace::v1::TracesData;
+use opentelemetry_proto::tonic::trace::v1::{ScopeSpans, Span, TracesData};
 use parquet::{
     basic::Encoding,
     column::reader::{ColumnReader, ColumnReaderImpl},
@@ -263,7 +263,7 @@ fn a_file_put_together_from_arrays_and_drained_holds_what_the_arrays_held() {
         let schema = schema::of(format, &block.meta.dedicated_columns);
         let source = SerializedFileReader::new(block.data.clone()).expect("file");
         assert!(source.num_row_groups() > 1);
-        let mut press = Press::new().expect("press");
+        let mut press = Press::new();
         let mut file = FileWriter::new(Arc::clone(&schema));
         let mut written = Vec::new();
         for group in 0..source.num_row_groups() {
@@ -298,7 +298,7 @@ fn a_file_put_together_from_arrays_and_drained_holds_what_the_arrays_held() {
 #[test]
 fn arrays_that_do_not_fit_each_other_are_refused() {
     let schema = schema::of(Format::V4, &[]);
-    let mut press = Press::new().expect("press");
+    let mut press = Press::new();
     let mut refused = |name: &str, column: &Column<'_>, pages: &[usize]| {
         let leaf = &schema.leaves[schema.leaf(name)];
         pages::chunk(leaf, &schema.lists[leaf.list], column, pages, &mut press).is_err()
@@ -338,6 +338,48 @@ fn no_version_has_what_tempos_readers_stumble_over() {
             }
         }
     }
+}
+
+/// Pages with few strings are written before there are many; those after them wait until the strings are sorted; and there are more strings
+/// than two bytes can number.
+#[tokio::test]
+async fn strings_of_a_large_dictionary_stay_with_their_spans() {
+    const SPANS: u64 = 250;
+    let name = |number: u64| match number {
+        0..20_000 => format!("early {}", number % 200),
+        number if number % 7 == 0 => format!("early {}", number % 200),
+        number => format!("{:x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (number % 40)),
+    };
+    let trace = |trace: u64| {
+        let mut trace_id = [0; 16];
+        trace_id[..8].copy_from_slice(&trace.to_be_bytes());
+        let span = |number: u64| Span {
+            trace_id: trace_id.to_vec(),
+            span_id: (number + 1).to_be_bytes().to_vec(),
+            name: name(number),
+            ..Span::default()
+        };
+        let scope_spans = vec![ScopeSpans { spans: (trace * SPANS..(trace + 1) * SPANS).map(span).collect(), ..ScopeSpans::default() }];
+        TracesData { resource_spans: vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }] }
+    };
+    let traces: Vec<TracesData> = (0..440).map(trace).collect();
+    let segments: Vec<TraceSegments> = traces
+        .iter()
+        .flat_map(segments_of)
+        .map(|segment| TraceSegments { trace_id: segment.trace_id, segments: vec![Arc::new(segment)] })
+        .collect();
+    let encoded = encode(&Settings::default(), &Tenant::single(), BlockId::nil(), &segments).expect("encode");
+    let reader = tests::open(&encoded).await;
+    assert_eq!(reader.row_groups(), 1);
+    let mut spans = 0;
+    for trace in tests::all(&reader, Projection::INTRINSICS).await {
+        for span in trace.resource_spans.iter().flat_map(|resource| &resource.scope_spans).flat_map(|scope| &scope.spans) {
+            let number = u64::from_be_bytes(span.span_id.as_slice().try_into().expect("eight bytes")) - 1;
+            assert_eq!(span.name, name(number));
+            spans += 1;
+        }
+    }
+    assert_eq!(spans, 440 * SPANS);
 }
 
 /// Changing the bytes of a version is allowed, and should not happen unseen: another encoding, another compressor, another order.

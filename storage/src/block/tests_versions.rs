@@ -5,7 +5,7 @@ use std::sync::Arc;
 use object_store::memory::InMemory;
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, KeyValue, any_value::Value as Any},
-    trace::v1::{Span, span::Link},
+    trace::v1::{ScopeSpans, Span, TracesData, span::Link},
 };
 use parquet::{
     column::reader::{ColumnReader, ColumnReaderImpl},
@@ -307,4 +307,69 @@ async fn columns_that_disagree_are_errors_and_never_panics() {
         columns[name.expect("is asked for")].values = Values::Codes { codes: vec![0; 4097], dictionary: Arc::new(strings) };
         assert!(read(columns).expect_err("is too much").contains("more than a row group may have"));
     }
+}
+
+/// Release 2.10 had leaves for ten strings of a scope, and wrote longer lists into the meta than it had leaves for.
+#[tokio::test]
+async fn blocks_of_an_older_release_with_more_dedicated_columns_than_leaves_are_read_and_merged() {
+    let column = |number: usize| DedicatedColumn {
+        scope: "span".to_owned(),
+        name: format!("key {number}"),
+        kind: "string".to_owned(),
+        options: Vec::new(),
+    };
+    let listed: Vec<_> = (0..13).map(column).collect();
+    let settings = |leaves: usize| Settings { version: Format::V5, dedicated_columns: listed[..leaves].to_vec(), ..Settings::default() };
+    let attribute = |number: usize, id: u8| KeyValue {
+        key: format!("key {number}"),
+        value: Some(AnyValue { value: Some(Any::StringValue(format!("{number} of {id}"))) }),
+        ..KeyValue::default()
+    };
+    let expected = |id: u8| -> Vec<(String, String)> { (0..13).map(|n| (format!("key {n}"), format!("{n} of {id}"))).collect() };
+    let store = Store::new(Arc::new(InMemory::new()), "");
+    let block = async |id: u8, leaves: usize| {
+        let span = Span {
+            trace_id: vec![id; 16],
+            span_id: vec![id; 8],
+            attributes: (0..13).map(|n| attribute(n, id)).collect(),
+            ..Span::default()
+        };
+        let scope_spans = vec![ScopeSpans { spans: vec![span], ..ScopeSpans::default() }];
+        let traces = TracesData { resource_spans: vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }] };
+        let traces = tests::collect(tests::segments_of(&traces));
+        let mut encoded = encode(&settings(leaves), &Tenant::single(), BlockId::from_u128(id.into()), &traces).expect("encode");
+        encoded.meta.dedicated_columns.clone_from(&listed);
+        store.put(&encoded).await.expect("put");
+        Arc::new(encoded.meta)
+    };
+    let attributes = async |meta: &Arc<Meta>, id: u8| {
+        let reader = Reader::open(&store, Arc::clone(meta)).await.expect("open");
+        let trace = reader.find(TraceId([id; 16])).await.expect("find").expect("is there");
+        let mut found: Vec<_> = spans(&trace.resource_spans).flat_map(|span| &span.attributes).cloned().collect();
+        found.sort_by_key(|attribute| attribute.key.trim_start_matches("key ").parse::<usize>().expect("a number"));
+        let text = |attribute: KeyValue| match attribute.value.and_then(|value| value.value) {
+            Some(Any::StringValue(text)) => (attribute.key, text),
+            other => panic!("{other:?}"),
+        };
+        found.into_iter().map(text).collect::<Vec<_>>()
+    };
+    let (old, older, new) = (block(1, 10).await, block(2, 10).await, block(3, 13).await);
+    for (meta, leaves) in [(&old, 10), (&older, 10), (&new, 13)] {
+        let reader = Reader::open(&store, Arc::clone(meta)).await.expect("open");
+        assert_eq!(reader.dedicated_columns(), &listed[..leaves]);
+        let own = reader.own_columns(&reader.leaves());
+        assert_eq!(own.iter().filter(|own| own.name.starts_with("key ")).count(), leaves);
+    }
+    for (meta, id) in [(&old, 1), (&older, 2), (&new, 3)] {
+        assert_eq!(attributes(meta, id).await, expected(id));
+    }
+    let merge_settings = merge::Settings { block: settings(10), max_bytes_per_trace: 0, memory_bytes: 16 << 20, threads: 1 };
+    let merged = merge::merge(&store, &[Arc::clone(&old), older], BlockId::from_u128(10), &merge_settings).await.expect("merge");
+    assert_eq!(merged.meta.dedicated_columns, listed[..10], "the meta says what the file has");
+    let merged = Arc::new(merged.meta);
+    for id in [1, 2] {
+        assert_eq!(attributes(&merged, id).await, expected(id));
+    }
+    let error = merge::merge(&store, &[old, new], BlockId::from_u128(11), &merge_settings).await.expect_err("other leaves");
+    assert!(error.to_string().contains("have leaves for different dedicated columns"), "{error}");
 }

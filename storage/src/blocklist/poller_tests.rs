@@ -296,6 +296,21 @@ async fn a_tenant_without_blocks_loses_its_index_and_then_everything() {
 }
 
 #[tokio::test]
+async fn a_block_that_is_not_published_yet_keeps_a_tenant() {
+    let bucket = Bucket::new();
+    let unpublished = BlockId::from_u128(77);
+    bucket.put(&format!("{unpublished}/data.parquet"), b"spans").await;
+    bucket.put(&format!("{unpublished}/bloom-0"), b"bloom").await;
+    let deleting = bucket.process(Settings { empty_tenant_deletion: Some(Duration::from_secs(3600)), ..Settings::default() }, Sole);
+    deleting.poll().await;
+    assert!(bucket.has(&format!("{unpublished}/data.parquet")).await, "somebody may have committed to it");
+    bucket.store.delete(&bucket.tenant, unpublished).await.expect("deleted");
+    bucket.put("stray", b"x").await;
+    deleting.poll().await;
+    assert!(!bucket.has("stray").await);
+}
+
+#[tokio::test]
 async fn young_objects_keep_a_tenant() {
     let bucket = Bucket::new();
     bucket.put("stray", b"x").await;

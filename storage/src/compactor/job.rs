@@ -131,7 +131,7 @@ impl Runner<'_> {
             }
         }
         let merging = AssertUnwindSafe(self.merge.merge(self.store, &metas, output, &merge_settings)).catch_unwind();
-        let Some(merged) = self.while_owned(&job.key, merging).await else {
+        let Some(merged) = self.while_owned(job, output, merging).await else {
             self.ledger.decide(tenant, output, Decision::Abort).await?;
             return Ok(Outcome::Disowned);
         };
@@ -201,14 +201,16 @@ impl Runner<'_> {
         Ok(Seen::Live(Box::new(meta), self.ledger.holder(tenant, input, output, seconds_of(self.clock)).await?))
     }
 
-    /// Waits for a future as long as the key is this instance's.
-    async fn while_owned<T>(&self, key: &str, work: impl Future<Output = T>) -> Option<T> {
+    /// Waits for the work on an output as long as the job is this instance's, and tells others meanwhile.
+    async fn while_owned<T>(&self, job: &Job, output: BlockId, work: impl Future<Output = T>) -> Option<T> {
         let lost = async {
-            while self.ownership.owns(key) {
+            while self.ownership.owns(&job.key) {
                 tokio::time::sleep(OWNERSHIP_CHECK).await;
             }
         };
-        match select(std::pin::pin!(work), std::pin::pin!(lost)).await {
+        let lost = std::pin::pin!(lost);
+        let alive = std::pin::pin!(self.ledger.keep_alive(&job.tenant, output, self.clock));
+        match select(std::pin::pin!(work), select(lost, alive)).await {
             Either::Left((done, _)) => Some(done),
             Either::Right(_) => None,
         }

@@ -4,14 +4,18 @@
 //!  <input>/compaction-0.json          {"output":"O","inputs":["A","B"],"by":"host:3200","at":1700000000}
 //!  <input>/compaction-1.json          the next claim, valid only if the output of the one before was given up
 //!  <output>/compaction-decision.json  {"commit":{…meta.json…}}  or  "abort"
+//!  <output>/compaction-alive.json     {"at":1700000900}  written anew now and then by whoever writes the output
 //! ```
 //!
-//! Everything is put-if-absent, so the first writer wins and whoever comes later reads what it wrote; nothing is ever released by deleting
+//! Claims and decisions are put-if-absent, so the first writer wins and whoever comes later reads what it wrote; nothing is ever released by deleting
 //! it, because a deletion that is late would release what another has taken since. A claim ends when the output that it names has the
 //! decision to abort. Anybody may write that decision: of a holder that is still at work it only takes the work, since without a decision
-//! to commit its output is never published. Time is used to decide whether that is worth while, never whether it is safe.
+//! to commit its output is never published. Time is used to decide whether that is worth while, never whether it is safe: a claim is old when
+//! neither it nor the last sign of life of its output is young.
 //!
 //! Tempo ignores these objects and deletes them with the block's folder.
+
+use std::{convert::Infallible, time::Duration};
 
 use serde::{
     Deserialize, Serialize,
@@ -21,11 +25,20 @@ use serde::{
 use super::CompactError;
 use crate::{
     backend::Store,
-    block::Meta,
+    block::{Meta, chain},
+    clock::Clock,
     id::{BlockId, Tenant},
 };
 
 const DECISION: &str = "compaction-decision.json";
+
+/// Signs of life while a claim holds, so that one may get lost.
+const RENEWALS: u32 = 4;
+
+/// Between two signs of life, at least.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+
+const ALIVE: &str = "compaction-alive.json";
 
 /// Claims on one block that are looked through. Each stands for a job that was given up.
 const MAX_CLAIMS: u32 = 1000;
@@ -41,6 +54,13 @@ pub(super) struct Claim {
     pub(super) by: String,
     /// When it was claimed, by that instance's clock: seconds since the Unix epoch.
     pub(super) at: i64,
+}
+
+/// A sign of life.
+#[derive(Debug, Serialize, Deserialize)]
+struct Alive {
+    /// By the instance's clock: seconds since the Unix epoch.
+    at: i64,
 }
 
 /// What becomes of an output.
@@ -124,18 +144,44 @@ impl Ledger {
                 return Ok(Holder::This);
             }
             let decision = match self.decision(tenant, claim.output).await? {
-                None if claim.by == self.instance || now.abs_diff(claim.at) > self.claim_timeout.unsigned_abs() => {
+                Some(decision) => decision,
+                None if claim.by != self.instance && self.is_young(tenant, &claim, now).await? => return Ok(Holder::Another(claim)),
+                None => {
                     tracing::info!(%tenant, block = %input, output = %claim.output, by = claim.by, "claim of an abandoned compaction is given up");
                     self.decide(tenant, claim.output, Decision::Abort).await?
                 }
-                None => return Ok(Holder::Another(claim)),
-                Some(decision) => decision,
             };
             if let Decision::Commit(meta) = decision {
                 return Ok(Holder::Committed(meta));
             }
         }
         Err(CompactError::Claims { block: input, most: MAX_CLAIMS })
+    }
+
+    /// Whether somebody may still be at work on the output of a claim.
+    async fn is_young(&self, tenant: &Tenant, claim: &Claim, now: i64) -> Result<bool, CompactError> {
+        let is_young = |at: i64| now.abs_diff(at) <= self.claim_timeout.unsigned_abs();
+        if is_young(claim.at) {
+            return Ok(true);
+        }
+        match self.read::<Alive>(tenant, claim.output, ALIVE).await {
+            Ok(alive) => Ok(alive.is_some_and(|alive| is_young(alive.at))),
+            // Whoever writes what nobody understands is no sign of life.
+            Err(CompactError::Ledger { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives signs of life of an output for as long as it is polled.
+    pub(super) async fn keep_alive(&self, tenant: &Tenant, output: BlockId, clock: &dyn Clock) -> Infallible {
+        let pause = Duration::from_secs(self.claim_timeout.unsigned_abs()) / RENEWALS;
+        loop {
+            tokio::time::sleep(pause.max(SHORTEST_PAUSE)).await;
+            let alive = serde_json::json!(Alive { at: super::seconds_of(clock) }).to_string();
+            if let Err(error) = self.store.put_named(tenant, output, ALIVE, alive.into()).await {
+                tracing::warn!(%tenant, block = %output, error = chain(&error), "bucket refused a sign of life of a compaction");
+            }
+        }
     }
 
     /// Makes the claim of this number on an input; false if somebody else made it.
@@ -187,6 +233,19 @@ mod tests {
         assert_eq!(theirs.decide(&tenant, output, Decision::Abort).await.expect("decided"), commit);
         let holder = theirs.holder(&tenant, input, BlockId::from_u128(12), 9999).await.expect("read");
         assert_eq!(holder, Holder::Committed(Box::new(Meta { block_id: output, ..testing::meta() })));
+    }
+
+    #[tokio::test]
+    async fn a_sign_of_life_renews_a_claim() {
+        let store = Store::new(Arc::new(InMemory::new()), "");
+        let (ours, theirs) = (ledger(&store, "us"), ledger(&store, "them"));
+        let (tenant, input, output) = (Tenant::single(), BlockId::from_u128(1), BlockId::from_u128(10));
+        let taken = claim(11, "them", 1000);
+        assert!(theirs.claim(&tenant, input, 0, &taken).await.expect("first"));
+        store.put_named(&tenant, taken.output, ALIVE, r#"{"at":1090}"#.into()).await.expect("put");
+        assert_eq!(ours.holder(&tenant, input, output, 1190).await.expect("read"), Holder::Another(taken.clone()));
+        store.put_named(&tenant, taken.output, ALIVE, r#"{"at":"#.into()).await.expect("put");
+        assert_eq!(ours.holder(&tenant, input, output, 1191).await.expect("read"), Holder::Nobody(1));
     }
 
     #[tokio::test]

@@ -32,7 +32,7 @@
 //! | stopped after | what is found | outcome |
 //! |---|---|---|
 //! | 1 | nothing | the inputs are live; done again |
-//! | 2, 3, 4 | claims for an output without a decision | the inputs are live; the same instance does the same job again under the same id, or gives it up for another; other instances do so when the claim is older than [`Settings::claim_timeout`] |
+//! | 2, 3, 4 | claims for an output without a decision | the inputs are live; the same instance does the same job again under the same id, or gives it up for another; other instances do so when neither the claim nor the last sign of life is younger than [`Settings::claim_timeout`] |
 //! | 5 | a decision to commit, no `meta.json` | the inputs are live; whoever wants one of them, or sweeps the bucket, publishes the output and marks the inputs |
 //! | 6, and within 7 | the output is live, some inputs are live, too | readers see the output alone; the sweep marks the inputs; so does whoever compacts or expires the output, before anything else |
 //! | 7 | the output is live, the inputs are compacted | done |
@@ -129,7 +129,7 @@ pub struct Settings {
     pub sweep_interval: Duration,
     /// Folders without any meta are left alone until they are this old, at least.
     pub garbage_age: Duration,
-    /// A claim of another instance is given up for it after this long.
+    /// A claim of another instance is given up for it after this long without a sign of life.
     pub claim_timeout: Duration,
     /// The name of this instance. Should be its own, and should be the same after a restart.
     pub instance: String,

@@ -3,7 +3,9 @@
 //! The steps are those of any compaction (see the module above), so a compactor that runs meanwhile leaves the block alone, and should this
 //! process be killed after the decision, the compactor finishes what is left of it.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
+
+use futures::future::{Either, select};
 
 use super::{
     CompactError,
@@ -118,7 +120,11 @@ pub async fn replace(
         verify(store, &meta).await?;
         if is_live(store, tenant, block).await? { Ok(meta) } else { Err(ReplaceError::Gone(block)) }
     };
-    let meta = match written.await {
+    let written = match select(pin!(written), pin!(ledger.keep_alive(tenant, output, clock))).await {
+        Either::Left((written, _)) => written,
+        Either::Right((never, _)) => match never {},
+    };
+    let meta = match written {
         Ok(meta) => meta,
         Err(error) => {
             // The source is free again at once.

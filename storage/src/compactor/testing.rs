@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{
@@ -25,7 +25,10 @@ use rand_chacha::{
     rand_core::{Rng as _, SeedableRng as _},
 };
 
-use super::{Compactor, Limits, Merge, Overrides, Settings};
+use super::{
+    Compactor, Limits, Merge, Overrides, Settings,
+    ledger::{Holder, Ledger},
+};
 use crate::{
     backend::Store,
     block::{
@@ -119,6 +122,36 @@ impl Merge for Slow {
     ) -> BoxFuture<'a, std::result::Result<Merged, BlockError>> {
         self.0.advance(Duration::from_secs(24 * 3600));
         Union.merge(store, inputs, output, settings)
+    }
+}
+
+/// As [`Union`], and takes longer than claims hold: it ends when another instance has found that it is at work nevertheless.
+#[derive(Debug)]
+pub(super) struct Long(pub(super) ManualClock, pub(super) Duration);
+
+impl Merge for Long {
+    fn merge<'a>(
+        &'a self,
+        store: &'a Store,
+        inputs: &'a [Arc<Meta>],
+        output: BlockId,
+        settings: &'a merge::Settings,
+    ) -> BoxFuture<'a, std::result::Result<Merged, BlockError>> {
+        let Self(clock, claim_timeout) = self;
+        clock.advance(*claim_timeout * 2);
+        Box::pin(async move {
+            let other = Ledger { store: store.clone(), instance: "other".to_owned(), claim_timeout: claim_timeout.as_secs() as i64 };
+            let tenant = &inputs[0].tenant_id;
+            let began = Instant::now();
+            while !store.exists(tenant, output, "compaction-alive.json").await.expect("bucket") {
+                assert!(began.elapsed() < Duration::from_secs(60), "no sign of life");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let now = clock.now().as_secs() as i64;
+            let holder = other.holder(tenant, inputs[0].block_id, BlockId::nil(), now).await.expect("bucket");
+            assert!(matches!(holder, Holder::Another(_)), "{holder:?}");
+            Union.merge(store, inputs, output, settings).await
+        })
     }
 }
 

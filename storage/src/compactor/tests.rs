@@ -3,7 +3,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use proptest::prelude::*;
 
 use super::{
-    testing::{CORRUPT, PANIC, Slow, World},
+    testing::{CORRUPT, Long, PANIC, Slow, World},
     *,
 };
 
@@ -118,6 +118,18 @@ async fn inputs_stay_for_their_time_however_long_the_merge_took() {
     assert_eq!(process.compactor.cycle().await.compacted, 1);
     process.compactor.retain().await.expect("bucket");
     assert_eq!(process.store.listing(&world.tenant).await.expect("list").compacted.len(), 2, "others may still read them");
+}
+
+#[tokio::test]
+async fn a_merge_that_takes_longer_than_claims_hold_is_not_given_up_for_lost() {
+    let mut world = World::new();
+    world.ingest_blocks(2).await;
+    let claim_timeout = Duration::from_secs(4);
+    let mut process = world.process(Settings { claim_timeout, ..pairs("a") });
+    process.compactor.merge = Box::new(Long(world.clock.clone(), claim_timeout));
+    process.poll(i64::MAX).await.expect("poll");
+    assert_eq!(process.compactor.cycle().await, Cycle { compacted: 1, ..Cycle::default() });
+    world.check("compacted").await;
 }
 
 #[tokio::test]

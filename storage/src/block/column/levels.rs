@@ -55,7 +55,7 @@ struct Remembered<F> {
 }
 
 /// Largest level, entries that are decoded, and the rows or entries that are wanted.
-type Parameters = (u8, usize, Range<usize>);
+pub(super) type Parameters = (u8, usize, Range<usize>);
 
 /// Levels of more bytes are not remembered.
 const REMEMBERED: usize = 64 << 10;
@@ -96,6 +96,55 @@ fn remembered<F: Clone>(
         known.push(Remembered { of, bytes: bytes.to_vec(), levels: out[begin..].to_vec(), found: found.clone() });
     }
     Ok(found)
+}
+
+/// Repetition levels with which compressed pages begin, as a frame of their own: those that were decompressed and decoded before. The leaves of a
+/// list have the same, so that all but the first need not even decompress them.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    known: Vec<Frame>,
+    /// Of the levels of all.
+    bytes: usize,
+}
+
+/// Bytes of levels after which frames are forgotten.
+const KEPT_LEVELS: usize = 16 << 20;
+
+#[derive(Debug)]
+pub(super) struct Frame {
+    of: Parameters,
+    stored: Vec<u8>,
+    /// Bytes without compression.
+    pub(super) size: usize,
+    pub(super) levels: Vec<u8>,
+    /// Rows of the page, and the entries of those that are wanted.
+    pub(super) found: (usize, Range<usize>),
+}
+
+impl Frames {
+    /// The first frame of a page, if others follow it.
+    pub(super) fn first(page: &[u8]) -> Option<&[u8]> {
+        let length = zstd::zstd_safe::find_frame_compressed_size(page).ok()?;
+        page.get(..length).filter(|first| first.len() < page.len())
+    }
+
+    /// What is known of a frame.
+    pub(super) fn find(&self, max: u8, entries: usize, wanted: &Range<usize>, stored: &[u8]) -> Option<&Frame> {
+        let same = |frame: &&Frame| frame.stored == stored && (frame.of.0, frame.of.1) == (max, entries) && frame.of.2 == *wanted;
+        self.known.iter().find(same)
+    }
+
+    /// Remembers a frame, if it holds nothing but levels that have `bytes` bytes, with their length before them.
+    pub(super) fn keep(&mut self, of: Parameters, stored: &[u8], bytes: usize, levels: &[u8], found: (usize, Range<usize>)) {
+        let size = bytes + 4;
+        if zstd::zstd_safe::get_frame_content_size(stored).is_ok_and(|content| content == Some(size as u64)) {
+            if self.bytes + levels.len() > KEPT_LEVELS {
+                *self = Self::default();
+            }
+            self.bytes += levels.len();
+            self.known.push(Frame { of, stored: stored.to_vec(), size, levels: levels.to_vec(), found });
+        }
+    }
 }
 
 /// Appends the first `entries` levels of a page.

@@ -19,11 +19,13 @@
 //! becomes plain strings.
 //!
 //! The bytes are untrusted. No number of the file is believed before it was compared with a limit: entries with what the row group's bytes
-//! can hold ([`Chunk::limit`]), sizes of pages with what compression can achieve. Checksums are compared where there are any.
+//! can hold ([`Chunk::limit`]), sizes of pages with what compression can achieve, and columns that are in memory together likewise.
+//! Checksums are compared where there are any.
 
 mod codec;
 mod levels;
 mod pages;
+mod spare;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -57,6 +59,13 @@ pub struct Column {
     pub max_repetition: u8,
     /// Number of entries.
     pub entries: usize,
+}
+
+impl Column {
+    /// Bytes of memory that it takes, about.
+    fn memory(&self) -> usize {
+        self.repetition.len() + self.definition.len() + self.values.memory()
+    }
 }
 
 /// What decoding needs to know of a column chunk.

@@ -1,6 +1,6 @@
 //! From the pages of a chunk to a [`Column`].
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use parquet::basic::Compression;
@@ -9,7 +9,8 @@ use super::{
     super::thrift::{self, DATA_PAGE, DATA_PAGE_V2, DICTIONARY_PAGE, PageHeader},
     Chunk, Column, Dictionary, Fetched, Values, Wrong,
     codec::Codecs,
-    levels::{self, Memo},
+    levels::{self, Frames, Memo},
+    spare::Spare,
     values::{PLAIN, PLAIN_DICTIONARY, Page, RLE_DICTIONARY, TORN},
 };
 
@@ -22,11 +23,22 @@ pub struct Decoder {
     /// A dictionary is read when a page with codes has already been decompressed.
     dictionary_codecs: Codecs,
     memo: Memo,
+    spare: Spare,
+    frames: Frames,
+    /// Bytes that columns may still have together, where they are in memory together.
+    room: Option<usize>,
 }
 
 impl Default for Decoder {
     fn default() -> Self {
-        Self { codecs: Codecs::new(), dictionary_codecs: Codecs::new(), memo: Memo::default() }
+        Self {
+            codecs: Codecs::new(),
+            dictionary_codecs: Codecs::new(),
+            memo: Memo::default(),
+            spare: Spare::default(),
+            frames: Frames::default(),
+            room: None,
+        }
     }
 }
 
@@ -44,7 +56,21 @@ impl Decoder {
     /// # Errors
     /// What is wrong with the bytes, with the name of the leaf.
     pub fn column(&mut self, chunk: &Chunk, fetched: &Fetched, rows: Range<usize>) -> Result<Column, Wrong> {
-        self.read(chunk, fetched, rows).map_err(|what| format!("leaf \"{}\": {what}", chunk.name))
+        let column = self.read(chunk, fetched, rows).and_then(|column| self.take_room(column));
+        column.map_err(|what| format!("leaf \"{}\": {what}", chunk.name))
+    }
+
+    /// For columns that are in memory together, and have at most so many bytes there. What one chunk may ask for is limited anyway, but a file
+    /// has many.
+    pub(crate) fn within(room: usize) -> Self {
+        Self { room: Some(room), ..Self::default() }
+    }
+
+    fn take_room(&mut self, column: Column) -> Result<Column, Wrong> {
+        if let Some(room) = &mut self.room {
+            *room = room.checked_sub(column.memory()).ok_or("the columns together are larger than their bytes can be")?;
+        }
+        Ok(column)
     }
 
     /// The dictionary of a chunk whose bytes, or the first page of them, are `chunk_bytes`; none if it does not begin with one.
@@ -63,10 +89,20 @@ impl Decoder {
         read().map_err(|what: Wrong| format!("leaf \"{}\": {what}", chunk.name))
     }
 
+    /// Takes levels of a column back that nobody needs any more, for the columns that come next.
+    pub(crate) fn give_levels(&mut self, levels: Vec<u8>) {
+        self.spare.give_levels(levels);
+    }
+
+    /// The same of values.
+    pub(crate) fn give_values(&mut self, values: Values) {
+        self.spare.give_values(values);
+    }
+
     fn read(&mut self, chunk: &Chunk, fetched: &Fetched, rows: Range<usize>) -> Result<Column, Wrong> {
         let mut column = Column {
-            repetition: Vec::new(),
-            definition: Vec::new(),
+            repetition: self.spare.levels(),
+            definition: self.spare.levels(),
             values: Values::none(chunk.physical)?,
             max_definition: chunk.max_definition,
             max_repetition: chunk.max_repetition,
@@ -132,13 +168,29 @@ impl Decoder {
         }
         let entries = header.sizes.values;
         let one_row = wanted.len() == 1;
-        let Sections { repetition, definition, values: input } = Sections::read(&mut self.codecs, chunk, page, header)?;
-
-        let (rows, selected) = match chunk.max_repetition {
-            0 => (entries, wanted.start.min(entries)..wanted.end.min(entries)),
-            max if one_row => self.memo.repetition(repetition, max, entries, &wanted, &mut column.repetition)?,
-            max => levels::repetition(repetition, max, entries, &wanted, &mut column.repetition)?,
+        let stored = stored(page, header)?;
+        let max = chunk.max_repetition;
+        let framed = max > 0 && header.v2.is_none() && matches!(chunk.codec, Compression::ZSTD(_));
+        let frame = if framed { Frames::first(stored) } else { None };
+        let known_levels = frame.and_then(|frame| self.frames.find(max, entries, &wanted, frame));
+        let Sections { repetition, definition, values: input } = match (known_levels, frame) {
+            (Some(levels), Some(frame)) => Sections::read_behind(&mut self.codecs, chunk, &stored[frame.len()..], header, levels.size)?,
+            _ => Sections::read(&mut self.codecs, chunk, stored, header)?,
         };
+        let begin = column.repetition.len();
+        let (rows, selected) = match known_levels {
+            _ if max == 0 => (entries, wanted.start.min(entries)..wanted.end.min(entries)),
+            Some(known) => {
+                column.repetition.extend_from_slice(&known.levels);
+                known.found.clone()
+            }
+            None if one_row => self.memo.repetition(repetition, max, entries, &wanted, &mut column.repetition)?,
+            None => levels::repetition(repetition, max, entries, &wanted, &mut column.repetition)?,
+        };
+        if let Some(frame) = frame.filter(|_| known_levels.is_none()) {
+            let of = (max, entries, wanted);
+            self.frames.keep(of, frame, repetition.len(), &column.repetition[begin..], (rows, selected.clone()));
+        }
         let values = match chunk.max_definition {
             0 => selected.clone(),
             max if one_row => self.memo.definition(definition, max, &selected, &mut column.definition)?,
@@ -147,6 +199,16 @@ impl Decoder {
         column.entries += selected.len();
         let coded = matches!(header.encoding, RLE_DICTIONARY | PLAIN_DICTIONARY) && !values.is_empty();
         let dictionary = if coded { known.get(&mut self.dictionary_codecs, chunk)? } else { None };
+        if column.values.is_empty() {
+            let none = Values::none(chunk.physical)?;
+            column.values = match dictionary {
+                Some(Dictionary::Strings(strings)) if matches!(none, Values::Bytes(_)) => {
+                    Values::Codes { codes: self.spare.codes(), dictionary: Arc::clone(strings) }
+                }
+                _ if values.is_empty() => none,
+                _ => self.spare.room_for(none),
+            };
+        }
         let page = Page { physical: chunk.physical, encoding: header.encoding, input, limit: entries, dictionary };
         column.values.append(&page, values, room)?;
         Ok(rows)
@@ -161,8 +223,7 @@ struct Sections<'a> {
 }
 
 impl<'a> Sections<'a> {
-    fn read(codecs: &'a mut Codecs, chunk: &Chunk, page: &'a [u8], header: &PageHeader) -> Result<Self, Wrong> {
-        let stored = stored(page, header)?;
+    fn read(codecs: &'a mut Codecs, chunk: &Chunk, stored: &'a [u8], header: &PageHeader) -> Result<Self, Wrong> {
         if let Some(v2) = header.v2 {
             let (repetition, rest) = stored.split_at_checked(v2.repetition).ok_or(TORN)?;
             let (definition, values) = rest.split_at_checked(v2.definition).ok_or(TORN)?;
@@ -170,7 +231,18 @@ impl<'a> Sections<'a> {
             let codec = if v2.compressed { chunk.codec } else { Compression::UNCOMPRESSED };
             return Ok(Self { repetition, definition, values: codecs.expand(codec, values, size)? });
         }
-        let mut body = codecs.expand(chunk.codec, stored, header.sizes.uncompressed)?;
+        let body = codecs.expand(chunk.codec, stored, header.sizes.uncompressed)?;
+        Self::of_body(body, chunk.max_repetition > 0, chunk.max_definition > 0)
+    }
+
+    /// What comes behind `before` bytes that are known already.
+    fn read_behind(codecs: &'a mut Codecs, chunk: &Chunk, stored: &'a [u8], header: &PageHeader, before: usize) -> Result<Self, Wrong> {
+        let size = header.sizes.uncompressed.checked_sub(before).ok_or(TORN)?;
+        let body = codecs.expand(chunk.codec, stored, size)?;
+        Self::of_body(body, false, chunk.max_definition > 0)
+    }
+
+    fn of_body(mut body: &'a [u8], repetition: bool, definition: bool) -> Result<Self, Wrong> {
         let mut section = |there: bool| {
             if !there {
                 return Some(&[][..]);
@@ -180,8 +252,8 @@ impl<'a> Sections<'a> {
             body = rest;
             Some(section)
         };
-        let repetition = section(chunk.max_repetition > 0).ok_or(TORN)?;
-        let definition = section(chunk.max_definition > 0).ok_or(TORN)?;
+        let repetition = section(repetition).ok_or(TORN)?;
+        let definition = section(definition).ok_or(TORN)?;
         Ok(Self { repetition, definition, values: body })
     }
 }

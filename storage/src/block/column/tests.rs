@@ -17,7 +17,10 @@ use parquet::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::block::{fixtures, row_group::chunk_range};
+use crate::{
+    block::{Settings, fixtures, row_group::chunk_range},
+    id::{BlockId, Tenant},
+};
 
 /// All rows of a leaf, as the crate reads them: levels, and values as text.
 type Entries = (Vec<u8>, Vec<u8>, Vec<String>);
@@ -110,6 +113,20 @@ fn the_blocks_of_tempo_are_read_as_the_crate_reads_them() {
             check(&std::fs::read(block.join("data.parquet")).expect("data").into());
         }
     }
+}
+
+#[test]
+fn levels_that_leaves_share_are_decoded_once_for_all_of_them() {
+    let traces = crate::block::tests::synthetic(&crate::synthetic::requests(9, 600));
+    let encoded = crate::block::encode(&Settings::default(), &Tenant::single(), BlockId::from_u128(1), &traces).expect("encodes");
+    let header = |page: &[u8]| crate::block::thrift::page_header(page).expect("a page").sizes.header;
+    let file = SerializedFileReader::new(encoded.data.clone()).expect("file");
+    let framed = file.metadata().row_group(0).columns().iter().filter(|chunk| {
+        let page = &encoded.data[usize::try_from(chunk.data_page_offset()).expect("inside")..];
+        matches!(chunk.compression(), Compression::ZSTD(_)) && levels::Frames::first(&page[header(page)..]).is_some()
+    });
+    assert!(framed.count() > 10, "the levels of many leaves are frames of their own");
+    check(&encoded.data);
 }
 
 /// A file of one row group with an int64, an optional string in a list, a double and an int32.
@@ -338,4 +355,21 @@ proptest! {
         }
         let _ = decoder.dictionary(&chunk, &bytes);
     }
+}
+
+#[test]
+fn columns_that_are_in_memory_together_share_their_room() {
+    let bytes = file(WriterProperties::builder().build(), &[1, 2, 3], &[vec![], vec![], vec![]]);
+    let parsed = SerializedFileReader::new(bytes.clone()).expect("file");
+    let chunk = parsed.metadata().row_group(0).column(0);
+    let range = chunk_range(chunk, bytes.len() as u64).expect("inside");
+    let fetched = Fetched::whole(bytes.slice(range.start as usize..range.end as usize));
+    let described = Chunk::new(chunk, 3, 100).expect("chunk");
+    // Three numbers of eight bytes, twice.
+    let mut decoder = Decoder::within(50);
+    for _ in 0..2 {
+        assert!(decoder.column(&described, &fetched, 0..3).is_ok());
+    }
+    let error = decoder.column(&described, &fetched, 0..3).expect_err("too much");
+    assert_eq!(error, "leaf \"a\": the columns together are larger than their bytes can be");
 }

@@ -50,6 +50,13 @@ impl Strings {
         self.bytes.len() + 4 * self.ends.len()
     }
 
+    /// No strings, in the same memory.
+    pub(super) fn emptied(mut self) -> Self {
+        self.bytes.clear();
+        self.ends.clear();
+        self
+    }
+
     fn start(&self, index: usize) -> usize {
         if index == 0 { 0 } else { self.ends[index - 1] as usize }
     }
@@ -174,6 +181,17 @@ impl Values {
             Physical::BOOLEAN => Self::Bool(Vec::new()),
             other => return Err(format!("it is of the type {other}, which no leaf has")),
         })
+    }
+
+    /// Bytes of memory that they take, about.
+    pub(super) fn memory(&self) -> usize {
+        match self {
+            Self::Codes { codes, dictionary } => 4 * codes.len() + dictionary.memory(),
+            Self::Bytes(strings) => strings.memory(),
+            Self::Long(values) => 8 * values.len(),
+            Self::Double(values) => 8 * values.len(),
+            Self::Bool(values) => values.len(),
+        }
     }
 
     /// Whether there are none.

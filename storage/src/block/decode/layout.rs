@@ -174,7 +174,7 @@ impl<'a> Names<'a> {
 }
 
 impl Layout {
-    /// The layout of a block of this format and with these dedicated columns, which its meta names, in this file.
+    /// The layout of a block of this format and with these dedicated columns in this file.
     ///
     /// # Errors
     /// The file has other columns than that.

@@ -33,8 +33,6 @@ pub(super) enum Failure {
     Part(u32, String),
     /// The output cannot be written.
     Write(ColumnError),
-    /// There is no memory for a compressor.
-    Compressor(std::io::Error),
     /// There is no thread left.
     Thread(std::io::Error),
 }
@@ -95,10 +93,10 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new() -> Result<Self, Failure> {
-        Ok(Self {
+    pub(super) fn new() -> Self {
+        Self {
             decoder: Decoder::default(),
-            press: Press::new().map_err(Failure::Compressor)?,
+            press: Press::new(),
             shapes: VecDeque::new(),
             gathered: VecDeque::new(),
             interner: Interner::default(),
@@ -108,13 +106,23 @@ impl Worker {
             integers: Vec::new(),
             doubles: Vec::new(),
             flags: Vec::new(),
-        })
+        }
     }
 
     /// Lets go of what is kept from leaf to leaf of one row group.
     pub(super) fn forget(&mut self) {
-        self.shapes.clear();
         self.gathered.clear();
+        while !self.shapes.is_empty() {
+            self.forget_shape();
+        }
+    }
+
+    /// Lets go of the shape that was not used for longest.
+    fn forget_shape(&mut self) {
+        if let Some((repetition, definition)) = self.shapes.pop_back().and_then(Arc::into_inner).map(Shape::into_levels) {
+            self.decoder.give_levels(repetition);
+            self.decoder.give_levels(definition);
+        }
     }
 
     /// Decodes a leaf of all parts. Parts without rows have none.
@@ -136,8 +144,15 @@ impl Worker {
             decoded.push(Decoded { shape, values, first: rows.start });
         }
         // Room for the shapes of as many leaves, of all parts.
-        self.shapes.truncate(KEPT * windows.len());
+        while self.shapes.len() > KEPT * windows.len() {
+            self.forget_shape();
+        }
         Ok(decoded)
+    }
+
+    /// Takes memory of decoded rows back, for those that come next.
+    fn give(&mut self, decoded: Vec<Decoded>) {
+        decoded.into_iter().for_each(|decoded| self.decoder.give_values(decoded.values));
     }
 
     fn shape(&mut self, repetition: Vec<u8>, definition: Vec<u8>, max_definition: u8, entries: usize) -> Arc<Shape> {
@@ -145,6 +160,8 @@ impl Worker {
             && let Some(known) = self.shapes.remove(at)
         {
             self.shapes.push_front(Arc::clone(&known));
+            self.decoder.give_levels(repetition);
+            self.decoder.give_levels(definition);
             return known;
         }
         let shape = Arc::new(Shape::new(repetition, definition, max_definition, entries));
@@ -275,6 +292,8 @@ impl Worker {
             let strings = self.interner.len();
             writer.page(info, &mut self.press, (page.rows, page.entries), levels, values, strings).map_err(Failure::Write)?;
         }
+        drop(codes);
+        self.give(decoded);
         let dictionary = (info.layout == Layout::Dictionary).then_some(&self.interner);
         writer.finish(info, &mut self.press, dictionary).map_err(Failure::Write)
     }

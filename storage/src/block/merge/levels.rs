@@ -45,6 +45,11 @@ impl Shape {
         Self { repetition, definition, max_definition, rows }
     }
 
+    /// Its levels: repetition and definition.
+    pub(super) fn into_levels(self) -> (Vec<u8>, Vec<u8>) {
+        (self.repetition, self.definition)
+    }
+
     /// Whether these are its levels.
     pub(super) fn is(&self, repetition: &[u8], definition: &[u8], max_definition: u8, entries: usize) -> bool {
         self.max_definition == max_definition

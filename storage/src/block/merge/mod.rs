@@ -62,7 +62,7 @@ use self::{
     source::{Allowance, Source, Window},
 };
 use super::{
-    BlockError, Format, Meta, bloom, chain,
+    BlockError, DedicatedColumn, Format, Meta, Reader, bloom, chain,
     encode::created_by,
     file::FileWriter,
     pages::ColumnError,
@@ -112,7 +112,9 @@ pub struct Merged {
 /// do not belong together.
 pub async fn merge(store: &Store, inputs: &[Arc<Meta>], output: BlockId, settings: &Settings) -> Result<Merged, BlockError> {
     let (first, format) = check(inputs, output)?;
-    let roles = Arc::new(Roles::of(format, &first.dedicated_columns));
+    let readers = try_join_all(inputs.iter().map(|meta| Reader::open(store, Arc::clone(meta)))).await?;
+    let dedicated_columns = columns_of_all(&readers, output)?;
+    let roles = Arc::new(Roles::of(format, &dedicated_columns));
     let share = |parts: usize| (settings.memory_bytes / parts.max(1)) as u64;
     // Of a source, windows may be held by the row group that is encoded and by the one that is planned, and each may touch two.
     let budget = share(8 * inputs.len()).max(64 << 10);
@@ -123,8 +125,9 @@ pub async fn merge(store: &Store, inputs: &[Arc<Meta>], output: BlockId, setting
     };
     let leaves = roles.schema.leaves.len();
     let allowance = Arc::new(Allowance::new(share(8) as usize));
-    let sources = inputs.iter().map(|meta| Source::open(store, meta, leaves, roles.trace_id, budget, Arc::clone(&allowance)));
-    let mut input = Input { sources: try_join_all(sources).await?, queues: inputs.iter().map(|_| Queue::default()).collect(), limit };
+    let source = |reader| Source::new(store, reader, leaves, roles.trace_id, budget, Arc::clone(&allowance));
+    let sources = readers.into_iter().map(source).collect();
+    let mut input = Input { sources, queues: inputs.iter().map(|_| Queue::default()).collect(), limit };
     let mut written = Written {
         format,
         meta: Meta {
@@ -134,6 +137,7 @@ pub async fn merge(store: &Store, inputs: &[Arc<Meta>], output: BlockId, setting
             total_objects: 0,
             compaction_level: inputs.iter().map(|meta| meta.compaction_level).max().unwrap_or(0).saturating_add(1),
             index_page_size: 0,
+            dedicated_columns,
             compacted_from: inputs.iter().map(|meta| meta.block_id).collect(),
             created_at: Meta::created_at_of_all(inputs.iter().map(Arc::as_ref)),
             ..Meta::clone(first)
@@ -179,6 +183,17 @@ fn check(inputs: &[Arc<Meta>], output: BlockId) -> Result<(&Arc<Meta>, Format), 
         return Err(BlockError::Encode { block: output, tenant, what });
     }
     Ok((first, format))
+}
+
+/// The dedicated columns that the files of all inputs have leaves for. Metas say more than that of blocks of an older release.
+fn columns_of_all(readers: &[Reader], output: BlockId) -> Result<Vec<DedicatedColumn>, BlockError> {
+    let Some((first, rest)) = readers.split_first() else { return Ok(Vec::new()) };
+    if let Some(other) = rest.iter().find(|other| other.dedicated_columns() != first.dedicated_columns()) {
+        let (a, b) = (first.meta(), other.meta());
+        let what = format!("inputs \"{}\" and \"{}\" have leaves for different dedicated columns", a.block_id, b.block_id);
+        return Err(BlockError::Encode { block: output, tenant: a.tenant_id.clone(), what });
+    }
+    Ok(first.dedicated_columns().to_vec())
 }
 
 /// Fetches and plans, encodes, and uploads row groups, each a step behind the other.
@@ -267,7 +282,6 @@ impl Written {
                 None => self.failed(what),
             },
             Failure::Write(error) => self.column(&error),
-            Failure::Compressor(error) => self.failed(format!("compressor: {error}")),
             Failure::Thread(error) => self.failed(format!("thread: {error}")),
         }
     }

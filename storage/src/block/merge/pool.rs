@@ -50,14 +50,14 @@ impl Pool {
     /// Starts threads: at least one.
     ///
     /// # Errors
-    /// The system has no thread left, or no memory for a compressor.
+    /// The system has no thread left.
     pub(super) fn start(threads: usize) -> Result<Self, Failure> {
         let mut others = Vec::new();
         for _ in 1..threads {
-            let mut worker = Worker::new()?;
+            let mut worker = Worker::new();
             others.push(serve(move |errand: Errand| errand(&mut worker))?);
         }
-        let mut crew = Crew { own: Worker::new()?, others };
+        let mut crew = Crew { own: Worker::new(), others };
         let orders = serve(move |(job, done): Order| {
             let result = job.run(&mut crew);
             drop(job);

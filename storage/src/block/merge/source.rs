@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Tempo cuts row groups at an estimate that can be a hundred megabytes of compressed bytes, so a row group does not always fit. A chunk
-//! without an offset index (neither Tempo nor this release write any) is fetched whole. The dictionaries of a row group stay in memory,
+//! without an offset index (neither Tempo nor this release write such) is fetched whole. The dictionaries of a row group stay in memory,
 //! compressed, until its last row is merged: every window needs them, however large the row group is. Decoded ones are kept within
 //! a part of the budget.
 
@@ -52,7 +52,7 @@ struct Group {
 /// Where the pages of a row group lie.
 #[derive(Debug)]
 struct Layout {
-    group: RowGroup,
+    group: Arc<RowGroup>,
     /// Per leaf; none if it has no offset index.
     pages: Vec<Option<Vec<PageLocation>>>,
     /// Per leaf: its dictionary, if it was decoded before.
@@ -171,18 +171,10 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Opens an input of `leaves` leaves, of which `trace_id` is that of trace ids.
-    pub(super) async fn open(
-        store: &Store,
-        meta: &Arc<Meta>,
-        leaves: usize,
-        trace_id: usize,
-        budget: u64,
-        allowance: Arc<Allowance>,
-    ) -> Result<Self, BlockError> {
-        let reader = Reader::open(store, Arc::clone(meta)).await?;
+    /// An input of `leaves` leaves, of which `trace_id` is that of trace ids.
+    pub(super) fn new(store: &Store, reader: Reader, leaves: usize, trace_id: usize, budget: u64, allowance: Arc<Allowance>) -> Self {
         let leaves = (0..leaves).collect();
-        Ok(Self { store: store.clone(), reader, leaves, trace_id, budget, allowance, next_group: 0, group: None, last: None })
+        Self { store: store.clone(), reader, leaves, trace_id, budget, allowance, next_group: 0, group: None, last: None }
     }
 
     fn corrupt(&self, what: impl Into<String>) -> BlockError {
@@ -210,10 +202,10 @@ impl Source {
                     Some(known) => known.clone(),
                     None => {
                         let pages: Vec<_> = wanted.iter().filter_map(|wanted| wanted.dictionary.clone()).collect();
-                        group.dictionaries.insert(self.fetch(&pages).await?).clone()
+                        group.dictionaries.insert(apart(self.fetch(&pages).await?)).clone()
                     }
                 };
-                let mut parts = self.fetch(&wanted.into_iter().map(|wanted| wanted.pages).collect::<Vec<_>>()).await?;
+                let mut parts = apart(self.fetch(&wanted.into_iter().map(|wanted| wanted.pages).collect::<Vec<_>>()).await?);
                 parts.extend(dictionaries);
                 (rows, Parts::new(parts))
             }
@@ -270,6 +262,15 @@ impl Source {
         }
         Ok(ranges.iter().map(|range| range.start).zip(fetched).collect())
     }
+}
+
+/// The same parts in memory of their own. Ranges that lie close together are read together with what is between them, often all of a row
+/// group, and that would stay as long as one of them does.
+fn apart(parts: Vec<(u64, Bytes)>) -> Vec<(u64, Bytes)> {
+    let mut all = Vec::with_capacity(parts.iter().map(|(_, bytes)| bytes.len()).sum());
+    parts.iter().for_each(|(_, bytes)| all.extend_from_slice(bytes));
+    let mut all = Bytes::from(all);
+    parts.into_iter().map(|(start, bytes)| (start, all.split_to(bytes.len()))).collect()
 }
 
 /// Bits behind the point of sums of bytes per row.
