@@ -21,6 +21,8 @@ pub mod compactor;
 pub mod id;
 pub mod otlp;
 pub mod ownership;
+pub mod recent;
+pub mod ring;
 pub mod segment;
 pub mod synthetic;
 pub mod wal;

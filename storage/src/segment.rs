@@ -100,6 +100,27 @@ impl Segment {
         segments
     }
 
+    /// A segment that came from another process; see [`Self::compacted`].
+    ///
+    /// # Errors
+    /// It has no spans, or refers to what is not in its body.
+    pub fn checked(self) -> Result<Self, &'static str> {
+        let inside = |slice: Slice| slice.of(&self.body).is_some();
+        if self.spans.is_empty() {
+            Err("segment without spans")
+        } else if !self.spans.iter().all(|span| inside(span.resource) && inside(span.scope) && inside(span.span)) {
+            Err("segment with a slice outside its body")
+        } else {
+            Ok(self)
+        }
+    }
+
+    /// The same with a body of its own, which holds only what the spans refer to, each resource and scope once: for a journey.
+    pub fn compacted(&self) -> Self {
+        let (body, spans) = self.compact();
+        Self { tenant: self.tenant.clone(), trace_id: self.trace_id, position: self.position, body: body.into(), spans }
+    }
+
     /// Bytes of the span messages: what this segment adds to the size of its trace.
     pub fn span_bytes(&self) -> usize {
         self.spans.iter().map(|span| span.span.len()).sum()
@@ -182,8 +203,8 @@ struct Wire {
 
 impl Serialize for Segment {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let (body, spans) = self.compact();
-        let wire = Wire { tenant: self.tenant.clone(), trace_id: self.trace_id, position: self.position, body: Bytes::from(body), spans };
+        let Self { tenant, trace_id, position, body, spans } = self.compacted();
+        let wire = Wire { tenant, trace_id, position, body, spans };
         wire.serialize(serializer)
     }
 }
@@ -193,14 +214,7 @@ impl<'de> Deserialize<'de> for Segment {
         use serde::de::Error;
 
         let Wire { tenant, trace_id, position, body, spans } = Wire::deserialize(deserializer)?;
-        if spans.is_empty() {
-            return Err(D::Error::custom("segment without spans"));
-        }
-        let inside = |slice: Slice| slice.of(&body).is_some();
-        if !spans.iter().all(|span| inside(span.resource) && inside(span.scope) && inside(span.span)) {
-            return Err(D::Error::custom("segment with a slice outside its body"));
-        }
-        Ok(Self { tenant, trace_id, position, body, spans })
+        Self { tenant, trace_id, position, body, spans }.checked().map_err(D::Error::custom)
     }
 }
 
