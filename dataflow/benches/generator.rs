@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use dataflow::{
-    Components, Dataflow,
+    Components, Dataflow, Workers,
     generator::{
         Agg, Generator, Series, Settings, Snapshots, Weight,
         accumulate::{Accumulator, Routes},
@@ -103,7 +103,7 @@ fn observer(graphs: bool) -> Observer {
 fn accumulator() -> Accumulator {
     let metrics = Arc::new(Metrics::new(&Registry::new()).expect("nothing is registered"));
     let source = settings(false);
-    Accumulator::new(Arc::clone(&source) as _, Routes::new(source), metrics, 1, 3600, [])
+    Accumulator::new(Arc::clone(&source) as _, Routes::new(source, Workers::new([0])), metrics, 3600, [])
 }
 
 /// First seen to pre-aggregated.
@@ -237,7 +237,7 @@ fn through(requests: &[Bytes], generator: Option<Generator>) -> Duration {
     let objects = Arc::new(InMemory::new());
     let store = Store::new(Arc::clone(&objects) as _, "");
     let components = Components {
-        wal: wal.clone(),
+        wal: Some(wal.clone()),
         blocklist: runtime.block_on(Blocklist::load(&store)).expect("blocklist"),
         store,
         block_settings: Arc::new(block::Settings::default()),
@@ -256,9 +256,15 @@ fn through(requests: &[Bytes], generator: Option<Generator>) -> Duration {
 }
 
 fn whole(criterion: &mut Criterion) {
-    let requests = requests(64);
+    for names in [64, 900] {
+        whole_of(criterion, names);
+    }
+}
+
+fn whole_of(criterion: &mut Criterion, names: usize) {
+    let requests = requests(names);
     let spans: usize = segments(&requests).iter().flatten().map(|segment| segment.spans.len()).sum();
-    let mut group = criterion.benchmark_group("cpu time from log to bucket");
+    let mut group = criterion.benchmark_group(format!("cpu time from log to bucket, {} series", names * SERVICES));
     group.sample_size(10).throughput(Throughput::Elements(spans as u64));
     let mut measure = |name: &str, generator: &dyn Fn() -> Option<Generator>| {
         group.bench_function(name, |bencher| {

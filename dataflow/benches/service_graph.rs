@@ -1,6 +1,6 @@
 //! Service graphs: from first-seen spans to the sums of each tick, on one core, beside the same spans when nobody's half is among them.
 
-use std::{hint::black_box, time::Duration};
+use std::{collections::HashMap, hint::black_box, time::Duration};
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -41,10 +41,12 @@ struct Scanned {
     parent_span_id: u64,
     status: i32,
     service: String,
+    resource_number: u64,
 }
 
 fn scan(requests: &[Bytes]) -> Vec<Scanned> {
     let (mut walk, mut scanned) = (Walk::default(), Vec::new());
+    let mut resources: HashMap<&[u8], u64> = HashMap::new();
     for (request, body) in requests.iter().enumerate() {
         otlp::index(body, &mut walk).expect("synthetic requests are valid");
         for entry in &walk.spans {
@@ -61,7 +63,9 @@ fn scan(requests: &[Bytes]) -> Vec<Scanned> {
             }
             let resource = entry.resource.of(body).expect("inside");
             let service = attributes::find(resource, RESOURCE_ATTRIBUTES, b"service.name").and_then(attributes::text);
-            scanned.push(Scanned { request, entry: *entry, parent_span_id, status, service: service.expect("named").into_owned() });
+            let (number, service) = (resources.len() as u64, service.expect("named").into_owned());
+            let resource_number = *resources.entry(resource).or_insert(number);
+            scanned.push(Scanned { request, entry: *entry, parent_span_id, status, service, resource_number });
         }
     }
     scanned
@@ -69,10 +73,10 @@ fn scan(requests: &[Bytes]) -> Vec<Scanned> {
 
 fn run(requests: &[Bytes], spans: &[Scanned], settings: &ServiceGraphs, kind: Option<i32>) -> usize {
     let ticks = Ticks::new(Duration::from_millis(250));
-    let mut graph = ServiceGraph::new(Tenant::single(), settings, &Common::default(), ticks, 1);
+    let mut graph = ServiceGraph::new(Tenant::single(), settings, &Common::default(), ticks, 1).expect("no policies");
     let mut count = Count::default();
     let mut tick = 0;
-    for Scanned { request, entry, parent_span_id, status, service } in spans {
+    for Scanned { request, entry, parent_span_id, status, service, resource_number } in spans {
         let now = (request / REQUESTS_PER_TICK) as u64;
         if now > tick {
             graph.advance(tick, &mut count);
@@ -90,6 +94,7 @@ fn run(requests: &[Bytes], spans: &[Scanned], settings: &ServiceGraphs, kind: Op
             service,
             name: b"",
             resource: entry.resource.of(body).unwrap_or_default(),
+            resource_number: *resource_number,
             span: entry.span.of(body).unwrap_or_default(),
         };
         graph.push(&span, tick);

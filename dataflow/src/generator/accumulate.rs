@@ -26,11 +26,13 @@ use storage::id::Tenant;
 
 use super::{
     agg::Agg,
+    demand::{Demand, PERIODS, Union},
     metrics::Metrics,
     series::{Definition, Family, Labels, Layout, Series, SeriesId},
     settings::{Common, Tenants},
     snapshot::{Accumulated, Exemplar},
 };
+use crate::seat::Workers;
 
 type Map<K, V> = HashMap<K, V, RandomState>;
 
@@ -39,15 +41,16 @@ type Map<K, V> = HashMap<K, V, RandomState>;
 #[derive(Clone, Debug)]
 pub struct Routes {
     source: Arc<dyn Tenants>,
+    workers: Workers,
     decided: Arc<Mutex<HashMap<Tenant, bool>>>,
     /// The same as far as this worker has asked.
-    known: HashMap<Tenant, bool>,
+    known: Map<Tenant, bool>,
 }
 
 impl Routes {
-    /// Nothing is decided yet.
-    pub fn new(source: Arc<dyn Tenants>) -> Self {
-        Self { source, decided: Arc::default(), known: HashMap::new() }
+    /// Nothing is decided yet; series belong to these workers.
+    pub fn new(source: Arc<dyn Tenants>, workers: Workers) -> Self {
+        Self { source, workers, decided: Arc::default(), known: Map::default() }
     }
 
     fn is_limited(&mut self, tenant: &Tenant) -> bool {
@@ -64,13 +67,14 @@ impl Routes {
         limited
     }
 
-    /// Where a series belongs, to be taken modulo the number of workers.
+    /// The index of the worker to whom a series belongs.
     pub fn of(&mut self, series: &Series) -> u64 {
-        if self.is_limited(series.tenant()) {
+        let hash = if self.is_limited(series.tenant()) {
             BuildHasherDefault::<DefaultHasher>::default().hash_one(series.tenant())
         } else {
             series.name_hash()
-        }
+        };
+        self.workers.of(hash)
     }
 }
 
@@ -97,6 +101,9 @@ struct Usage {
     entities: HashMap<u64, usize>,
     /// By label: its values, with how many series have them. Kept only for tenants with `max_cardinality_per_label`.
     values: HashMap<Arc<str>, HashMap<Arc<str>, usize>>,
+    demand: Demand,
+    /// What this worker adds to the gauges of demand: series and label sets.
+    shown: (u64, u64),
 }
 
 /// See the module documentation.
@@ -105,7 +112,6 @@ pub struct Accumulator {
     source: Arc<dyn Tenants>,
     metrics: Arc<Metrics>,
     routes: Routes,
-    workers: u64,
     stale: u64,
     series: Map<SeriesId, Arc<Accumulated>>,
     /// The series that has a name now: one whose layout has changed takes the place of its predecessor.
@@ -124,7 +130,6 @@ impl Accumulator {
         source: Arc<dyn Tenants>,
         routes: Routes,
         metrics: Arc<Metrics>,
-        workers: usize,
         stale: u64,
         restored: impl IntoIterator<Item = Accumulated>,
     ) -> Self {
@@ -132,7 +137,6 @@ impl Accumulator {
             source,
             metrics,
             routes,
-            workers: workers.max(1) as u64,
             stale: stale.max(1),
             series: Map::default(),
             names: Map::default(),
@@ -160,17 +164,25 @@ impl Accumulator {
         // New series are admitted in this order.
         updates.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         for (series, agg) in updates {
-            let series = if self.series.contains_key(&series.id()) { series } else { self.target(series) };
-            self.add(series, &agg, tick);
+            if !self.add_to_known(series.id(), &agg, tick) {
+                let target = self.target(series);
+                self.add(target, &agg, tick);
+            }
         }
+    }
+
+    /// Adds to a series that is there, if it is.
+    fn add_to_known(&mut self, id: SeriesId, agg: &Agg, tick: u64) -> bool {
+        let Some(there) = self.series.get_mut(&id) else { return false };
+        let there = Arc::make_mut(there);
+        there.agg.plus_equals(agg);
+        there.last = there.last.max(tick);
+        true
     }
 
     fn add(&mut self, series: Series, agg: &Agg, tick: u64) {
         let id = series.id();
-        if let Some(there) = self.series.get_mut(&id) {
-            let there = Arc::make_mut(there);
-            there.agg.plus_equals(agg);
-            there.last = there.last.max(tick);
+        if self.add_to_known(id, agg, tick) {
             return;
         }
         self.admit(&series);
@@ -197,7 +209,7 @@ impl Accumulator {
             target = Series::new(Definition { labels, ..target.definition().clone() });
         }
         if !self.series.contains_key(&target.id()) && self.is_full(&target, common) {
-            self.metrics.series_limited.with_label_values(&[tenant.as_str()]).inc_by(cost(target.family(), target.layout()));
+            self.refuse(&target, common);
             let labels = Labels::new(vec![("metric_overflow".into(), "true".into())]);
             target = Series::new(Definition { labels, ..target.definition().clone() });
         }
@@ -207,13 +219,30 @@ impl Accumulator {
         target
     }
 
+    /// Books a series that a limit keeps out.
+    fn refuse(&mut self, series: &Series, common: &Common) {
+        let (tenant, cost) = (series.tenant().as_str(), cost(series.family(), series.layout()));
+        self.metrics.series_limited.with_label_values(&[tenant]).inc_by(cost);
+        if common.max_active_entities > 0 {
+            self.metrics.entities_limited.with_label_values(&[tenant]).inc();
+        }
+        let period = self.tick / self.period();
+        self.usage.entry(series.tenant().clone()).or_default().demand.refuse(period, cost, series.id(), entity(series));
+    }
+
+    /// Ticks in a period of demand.
+    fn period(&self) -> u64 {
+        self.stale.div_ceil(PERIODS)
+    }
+
     fn is_full(&mut self, series: &Series, common: &Common) -> bool {
         let cost = cost(series.family(), series.layout());
         if cost == 0 || is_overflow(series) {
             return false;
         }
         // A tenant that got its limit after its series were spread is given an equal part on each worker.
-        let share = |limit: u64, limited| if limited { limit } else { limit.div_ceil(self.workers) };
+        let workers = self.routes.workers.count() as u64;
+        let share = |limit: u64, limited| if limited { limit } else { limit.div_ceil(workers) };
         let limited = self.routes.is_limited(series.tenant());
         let (series_limit, entity_limit) = (share(common.max_active_series, limited), share(common.max_active_entities, limited));
         let Some(usage) = self.usage.get(series.tenant()) else { return series_limit != 0 && cost > series_limit };
@@ -271,14 +300,14 @@ impl Accumulator {
         let keeps_values = self.source.settings(series.tenant()).is_some_and(|settings| settings.common.max_cardinality_per_label > 0);
         let usage = self.usage.entry(series.tenant().clone()).or_default();
         usage.cost = if comes { usage.cost + cost } else { usage.cost.saturating_sub(cost) };
-        if cost > 0 {
-            adjust(&mut usage.entities, entity(series), comes);
-        }
+        let entity_changes = cost > 0 && adjust(&mut usage.entities, entity(series), comes);
         for (name, value) in series.labels().pairs() {
             // The stand-in for all others takes nobody's place.
             let stands_for_itself = &**value != CARDINALITY_OVERFLOW;
             match usage.values.get_mut(name) {
-                Some(values) if stands_for_itself => adjust(values, Arc::clone(value), comes),
+                Some(values) if stands_for_itself => {
+                    adjust(values, Arc::clone(value), comes);
+                }
                 None if stands_for_itself && comes && keeps_values => {
                     usage.values.insert(Arc::clone(name), HashMap::from([(Arc::clone(value), 1)]));
                 }
@@ -286,10 +315,41 @@ impl Accumulator {
             }
         }
         let tenant = [series.tenant().as_str()];
-        let signed = |sum: u64| i64::try_from(sum).unwrap_or(i64::MAX);
         self.metrics.active_series.with_label_values(&tenant).add(if comes { signed(cost) } else { -signed(cost) });
-        if cost > 0 {
+        if entity_changes {
             self.metrics.active_entities.with_label_values(&tenant).add(if comes { 1 } else { -1 });
+            let counter = if comes { &self.metrics.entities_added } else { &self.metrics.entities_removed };
+            counter.with_label_values(&tenant).inc();
+        }
+    }
+
+    /// Shows limits and demand of all tenants that have series here.
+    fn show_demand(&mut self, tick: u64) {
+        let period = tick / self.period();
+        let mut limited: HashMap<Tenant, Union> = HashMap::new();
+        for (tenant, usage) in &mut self.usage {
+            if usage.demand.forget(period) {
+                limited.insert(tenant.clone(), usage.demand.union());
+            }
+        }
+        if !limited.is_empty() {
+            for series in self.series.values().map(|there| &there.series).filter(|series| !is_overflow(series)) {
+                let cost = cost(series.family(), series.layout());
+                if let Some(union) = limited.get_mut(series.tenant()).filter(|_| cost > 0) {
+                    union.add(cost, series.id(), entity(series));
+                }
+            }
+        }
+        for (tenant, usage) in &mut self.usage {
+            let active = (usage.cost, usage.entities.len() as u64);
+            let wanted = limited.get(tenant).map_or(active, |union| {
+                let (series, entities) = union.estimate();
+                (series.max(active.0), entities.max(active.1))
+            });
+            self.metrics.show_demand(tenant, std::mem::replace(&mut usage.shown, wanted), wanted);
+            let limits = self.source.settings(tenant).map(|settings| settings.common.clone()).unwrap_or_default();
+            self.metrics.max_active_series.with_label_values(&[tenant.as_str()]).set(signed(limits.max_active_series));
+            self.metrics.max_active_entities.with_label_values(&[tenant.as_str()]).set(signed(limits.max_active_entities));
         }
     }
 
@@ -314,6 +374,7 @@ impl Accumulator {
             let stale: Vec<Series> = self.series.values().filter(is_stale).map(|accumulated| accumulated.series.clone()).collect();
             stale.iter().for_each(|series| self.remove(series));
         }
+        self.show_demand(tick);
         let shown = self.series.values().filter(|accumulated| !accumulated.agg.is_zero());
         (shown.map(Arc::clone).collect(), std::mem::take(&mut self.changed))
     }
@@ -322,14 +383,10 @@ impl Accumulator {
 impl Drop for Accumulator {
     /// What this worker showed in gauges goes with it.
     fn drop(&mut self) {
-        let signed = |sum: u64| i64::try_from(sum).unwrap_or(i64::MAX);
-        for series in self.series.values().map(|accumulated| &accumulated.series).filter(|series| !is_overflow(series)) {
-            let cost = cost(series.family(), series.layout());
-            let tenant = [series.tenant().as_str()];
-            self.metrics.active_series.with_label_values(&tenant).sub(signed(cost));
-            if cost > 0 {
-                self.metrics.active_entities.with_label_values(&tenant).dec();
-            }
+        for (tenant, usage) in &self.usage {
+            self.metrics.active_series.with_label_values(&[tenant.as_str()]).sub(signed(usage.cost));
+            self.metrics.active_entities.with_label_values(&[tenant.as_str()]).sub(signed(usage.entities.len() as u64));
+            self.metrics.show_demand(tenant, usage.shown, (0, 0));
         }
     }
 }
@@ -337,19 +394,32 @@ impl Drop for Accumulator {
 /// The value of a label that has too many.
 pub(crate) const CARDINALITY_OVERFLOW: &str = "__cardinality_overflow__";
 
-/// One more, or one less, under a key; what comes to nothing is gone.
-fn adjust<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: K, more: bool) {
+/// One more, or one less, under a key; what comes to nothing is gone. Whether a key has come or gone.
+fn adjust<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: K, more: bool) -> bool {
     match counts.entry(key) {
-        Entry::Occupied(mut there) if more => *there.get_mut() += 1,
+        Entry::Occupied(mut there) if more => {
+            *there.get_mut() += 1;
+            false
+        }
         Entry::Occupied(there) if *there.get() <= 1 => {
             there.remove();
+            true
         }
-        Entry::Occupied(mut there) => *there.get_mut() -= 1,
+        Entry::Occupied(mut there) => {
+            *there.get_mut() -= 1;
+            false
+        }
         Entry::Vacant(vacant) if more => {
             vacant.insert(1);
+            true
         }
-        Entry::Vacant(_) => {}
+        Entry::Vacant(_) => false,
     }
+}
+
+/// A sum as a gauge has it.
+fn signed(sum: u64) -> i64 {
+    i64::try_from(sum).unwrap_or(i64::MAX)
 }
 
 fn is_overflow(series: &Series) -> bool {
@@ -375,7 +445,7 @@ mod tests {
         let source: Arc<dyn Tenants> =
             Arc::new(Fixed { default: Some(Arc::new(Settings { common, ..Settings::default() })), ..Fixed::default() });
         let metrics = Arc::new(Metrics::new(&prometheus::Registry::new()).expect("nothing is registered"));
-        Accumulator::new(Arc::clone(&source), Routes::new(source), metrics, 1, 16, [])
+        Accumulator::new(Arc::clone(&source), Routes::new(source, Workers::new([0])), metrics, 16, [])
     }
 
     fn series(name: &str, bounds: &[f64]) -> Series {
@@ -409,6 +479,34 @@ mod tests {
         );
         assert_eq!(shown.len(), 2);
         assert!(!accumulator.checkpoint(3).1, "nothing has changed since");
+    }
+
+    #[test]
+    fn demand_is_what_there_would_be_without_the_limit() {
+        let mut accumulator = accumulator(Common { max_active_series: 5 * 4, ..Common::default() });
+        let metrics = Arc::clone(&accumulator.metrics);
+        let gauges = || {
+            let gauges = [&metrics.active_series, &metrics.max_active_series, &metrics.series_demand, &metrics.entity_demand];
+            gauges.map(|gauge| gauge.with_label_values(&[Tenant::SINGLE]).get())
+        };
+        let wanted = |names: std::ops::Range<u32>| names.map(|name| one(series(&name.to_string(), &[]))).collect::<Vec<_>>();
+        accumulator.apply(wanted(0..3), 1);
+        accumulator.checkpoint(1);
+        assert_eq!(gauges(), [15, 20, 15, 3], "without refusals it is exact");
+        for tick in 2..6 {
+            accumulator.apply(wanted(0..40), tick);
+        }
+        accumulator.checkpoint(6);
+        let [active, _, series, entities] = gauges();
+        assert_eq!(active, 20);
+        assert!((195..=205).contains(&series) && (39..=41).contains(&entities), "{series} {entities}");
+        accumulator.apply(wanted(0..3), 21);
+        accumulator.checkpoint(30);
+        assert_eq!(gauges(), [15, 20, 15, 3], "demand ends when nobody asks");
+        assert_eq!(metrics.entities_added.with_label_values(&[Tenant::SINGLE]).get(), 4);
+        assert_eq!(metrics.entities_removed.with_label_values(&[Tenant::SINGLE]).get(), 1);
+        drop(accumulator);
+        assert_eq!(gauges(), [0, 20, 0, 0]);
     }
 
     #[test]

@@ -29,6 +29,14 @@ impl Weight {
         if v > 0.0 { Self(((1.0 / v) * Self::ONE.0 as f64).round().min(2f64.powi(96)) as i128) } else { Self::ONE }
     }
 
+    /// The weight of a span that was sampled because 56 random bits were not below `threshold`: 2⁵⁶/(2⁵⁶ − threshold), or one when that
+    /// cannot be.
+    pub fn of_threshold(threshold: u64) -> Self {
+        let Some(kept) = (1u64 << 56).checked_sub(threshold).filter(|kept| *kept > 0) else { return Self::ONE };
+        let kept = i128::from(kept);
+        Self(((1i128 << 88) + kept / 2) / kept)
+    }
+
     /// As a number.
     pub fn as_f64(self) -> f64 {
         self.0 as f64 / Self::ONE.0 as f64
@@ -114,6 +122,8 @@ impl Buckets {
 }
 
 /// What observations add to a series. Which fields mean something depends on the series' [`Family`](super::Family).
+///
+/// It travels between processes in a form without names: no field may ever be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Agg {
     /// Number of observations, weighted.
@@ -124,10 +134,10 @@ pub struct Agg {
     #[serde(default)]
     pub size: i128,
     /// Durations in the buckets of the classic histogram; empty where there is none.
-    #[serde(default, skip_serializing_if = "Buckets::is_empty")]
+    #[serde(default)]
     pub classic: Buckets,
     /// Durations in the buckets of the native histogram; empty where there is none.
-    #[serde(default, skip_serializing_if = "Buckets::is_empty")]
+    #[serde(default)]
     pub native: Buckets,
 }
 

@@ -11,6 +11,8 @@ use super::agg::Weight;
 
 /// Field number of `Resource.attributes`.
 pub const RESOURCE_ATTRIBUTES: u32 = 1;
+/// Field number of `Span.trace_state`.
+const TRACE_STATE: u32 = 3;
 /// Field number of `Span.attributes`.
 pub const SPAN_ATTRIBUTES: u32 = 9;
 
@@ -131,18 +133,33 @@ fn attributes_raw(message: &[u8]) -> impl Iterator<Item = &[u8]> {
     Fields::new(message).map_while(Result::ok).filter(|field| field.number == 1).filter_map(|field| field.value.bytes())
 }
 
-/// How many spans a span stands for: 1/v for the first positive double v under `key` in the span or else in its resource; one where there
-/// is none, or no `key`.
-pub fn weight(resource: &[u8], span: &[u8], key: &str) -> Weight {
+/// How many spans a span stands for: 1/v for the first positive double v under `key` in the span or else in its resource. Where there is
+/// none, or no `key`: what its trace state says, if that is asked for, or one.
+pub fn weight(resource: &[u8], span: &[u8], key: &str, in_trace_state: bool) -> Weight {
+    let otherwise = || if in_trace_state { sampling_weight(span) } else { Weight::ONE };
     if key.is_empty() {
-        return Weight::ONE;
+        return otherwise();
     }
     let both = attributes(span, SPAN_ATTRIBUTES).chain(attributes(resource, RESOURCE_ATTRIBUTES));
     let ratio = both.filter(|(there, _)| *there == key.as_bytes()).find_map(|(_, value)| match any(value) {
         Any::Double(ratio) if ratio > 0.0 => Some(ratio),
         _ => None,
     });
-    ratio.map_or(Weight::ONE, Weight::of_ratio)
+    ratio.map_or_else(otherwise, Weight::of_ratio)
+}
+
+/// How many spans a span stands for by the threshold with which it was sampled: `ot=th:…` in its trace state, as OpenTelemetry defines it.
+/// One where there is none.
+pub fn sampling_weight(span: &[u8]) -> Weight {
+    let of_state = |field: storage::otlp::wire::Field<'_>| field.number == TRACE_STATE;
+    let state = Fields::new(span).map_while(Result::ok).find(|field| of_state(*field)).and_then(|field| field.value.bytes());
+    let state = state.and_then(|state| std::str::from_utf8(state).ok()).unwrap_or_default();
+    let member = state.split(',').find_map(|member| member.trim().strip_prefix("ot="));
+    let threshold = member.and_then(|member| member.split(';').find_map(|part| part.strip_prefix("th:")));
+    // Up to 14 hexadecimal digits; those that are left out at the end are zeros.
+    let is_valid = |digits: &&str| (1..=14).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let threshold = threshold.filter(is_valid).and_then(|digits| u64::from_str_radix(&format!("{digits:0<14}"), 16).ok());
+    threshold.map_or(Weight::ONE, Weight::of_threshold)
 }
 
 #[cfg(test)]
@@ -158,6 +175,31 @@ mod tests {
 
     fn pair(key: &str, of: V) -> KeyValue {
         KeyValue { key: key.to_owned(), value: Some(value(of)), ..KeyValue::default() }
+    }
+
+    #[test]
+    fn the_trace_state_says_how_many_a_span_stands_for() {
+        use opentelemetry_proto::tonic::trace::v1::Span;
+        for (trace_state, expected) in [
+            ("", 1.0),
+            ("ot=th:0", 1.0),
+            ("ot=th:8", 2.0),
+            ("ot=th:c;rv:12345678901234", 4.0),
+            ("vendor=th:c, ot=rv:1;th:fd70a4", 100.0),
+            ("ot=th:ffffffffffffff", 2f64.powi(56)),
+            ("ot=th:fffffffffffffff", 1.0),
+            ("ot=th:xyz", 1.0),
+            ("ot=th:", 1.0),
+        ] {
+            let attributes = vec![pair("ratio", V::DoubleValue(0.125))];
+            let span = Span { trace_state: trace_state.to_owned(), attributes, ..Span::default() }.encode_to_vec();
+            let close =
+                |weight: Weight, expected: f64| assert!((weight.as_f64() / expected - 1.0).abs() < 1e-6, "{trace_state}: {weight:?}");
+            close(weight(&[], &span, "", true), expected);
+            close(weight(&[], &span, "absent", true), expected);
+            close(weight(&[], &span, "ratio", true), 8.0);
+            close(weight(&[], &span, "", false), 1.0);
+        }
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Checkpoints of the generator: what workers report, and how it is kept on the bucket.
 //!
-//! A commit writes two objects beside the manifest that names them, each once under a name of its own: all series and waiting halves as
-//! of the checkpoint tick (`generator-<sequence>-<uuid>.json.zst`), and the identities of the spans counted since the commit before
-//! (`generator-<sequence>-<uuid>.ids`, see [`super::identities`]). An object that no manifest names is garbage of a crash.
+//! For a commit each process writes two objects beside the manifest that is going to name them, each once under a name of its own: the
+//! series and waiting halves of its workers as of the checkpoint tick (`generator-<sequence>-<uuid>.json.zst`), and the identities of the
+//! spans that they counted since the commit before (`generator-<sequence>-<uuid>.ids`, see [`super::identities`]). An object that no
+//! manifest names is garbage of a crash. The next generation reads all of them and divides them anew.
 //!
 //! Layouts and tenants repeat from series to series, so they are listed once and series say which.
 
-use std::{collections::HashMap, error::Error, io::Read, sync::Arc, time::Duration};
+use std::{collections::HashMap, io::Read, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -21,21 +22,22 @@ use super::{
     snapshot::{Accumulated, Snapshot, Snapshots},
 };
 use crate::{
-    commit::Generated,
+    ledger::Generated,
+    letters::Kept,
     manifest::{IdentitiesObject, Manifest, ManifestError, ManifestStore},
     tick::Ticks,
     upload::Backoff,
 };
 
 /// What a worker reports as of a checkpoint tick.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(crate) struct Shard {
     pub(crate) tick: u64,
     pub(crate) part: Part,
 }
 
 /// Each worker reports one of each.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(crate) enum Part {
     /// Its series, and whether they have changed since its last report.
     Series { series: Vec<Arc<Accumulated>>, changed: bool },
@@ -149,30 +151,36 @@ pub(crate) struct Restored {
 }
 
 impl Keeper {
-    /// Writes what the manifest is going to name, however long it takes, and names it there.
+    /// Writes what this process has come to, for the manifest with this number, however long it takes. `before` is what was written the
+    /// last time: series that have not changed since are not written again.
     ///
     /// # Errors
     /// It cannot be encoded, so there must be no manifest that says that it was counted.
-    pub(crate) async fn write(&self, store: &ManifestStore, manifest: &mut Manifest, generated: &Generated) -> Result<(), ManifestError> {
-        let (tick, sequence) = (manifest.tick, manifest.sequence);
-        let is_first = manifest.generator.is_none();
-        if is_first && generated.contents == Contents::default() && generated.identities.is_empty() {
-            return Ok(());
-        }
-        let objects = manifest.generator.get_or_insert_default();
-        objects.identities.retain(|identities| identities.tick.saturating_add(self.window) >= tick);
-        if is_first || generated.changed || objects.series.is_empty() {
-            let contents = generated.contents.clone();
-            let encode = tokio::task::spawn_blocking(move || contents.encode(tick).map_err(Into::into));
-            let encoded: Result<Vec<u8>, Box<dyn Error + Send + Sync>> = encode.await.unwrap_or_else(|died| Err(died.into()));
-            let bytes = encoded.map_err(ManifestError::Encode)?.into();
-            objects.series = self.put(store, sequence, "json.zst", "series", bytes).await;
-        }
-        if !generated.identities.is_empty() {
+    pub(crate) async fn write(
+        &self,
+        store: &ManifestStore,
+        sequence: u64,
+        tick: u64,
+        generated: &Generated,
+        before: Option<&Kept>,
+    ) -> Result<Kept, String> {
+        let series = match before {
+            Some(before) if !generated.changed => before.series.clone(),
+            _ if generated.contents == Contents::default() => None,
+            _ => {
+                let contents = generated.contents.clone();
+                let encode = tokio::task::spawn_blocking(move || contents.encode(tick).map_err(|error| error.to_string()));
+                let encoded = encode.await.unwrap_or_else(|died| Err(died.to_string()));
+                Some(self.put(store, sequence, "json.zst", "series", encoded?.into()).await)
+            }
+        };
+        let identities = if generated.identities.is_empty() {
+            None
+        } else {
             let bytes = identities::encode(&generated.identities).into();
-            objects.identities.push(IdentitiesObject { object: self.put(store, sequence, "ids", "identities", bytes).await, tick });
-        }
-        Ok(())
+            Some(self.put(store, sequence, "ids", "identities", bytes).await)
+        };
+        Ok(Kept { series, identities })
     }
 
     async fn put(&self, store: &ManifestStore, sequence: u64, extension: &str, content: &str, body: Bytes) -> String {
@@ -188,10 +196,10 @@ impl Keeper {
         }
     }
 
-    /// Shows what a manifest that is on the bucket holds.
-    pub(crate) fn publish(&self, manifest: &Manifest, contents: &Contents) {
+    /// Shows the series of this process as a manifest that is on the bucket holds them.
+    pub(crate) fn publish<'a>(&self, sequence: u64, tick: u64, series: impl IntoIterator<Item = &'a Arc<Accumulated>>) {
         let mut tenants: HashMap<Tenant, Vec<Arc<Accumulated>>> = HashMap::new();
-        for accumulated in &contents.series {
+        for accumulated in series {
             tenants.entry(accumulated.series.tenant().clone()).or_default().push(Arc::clone(accumulated));
         }
         let sorted = |mut series: Vec<Arc<Accumulated>>| {
@@ -199,11 +207,11 @@ impl Keeper {
             Arc::from(series)
         };
         let tenants = tenants.into_iter().map(|(tenant, series)| (tenant, sorted(series))).collect();
-        let at = Duration::from_nanos(u64::try_from(self.ticks.length().as_nanos()).unwrap_or(u64::MAX).saturating_mul(manifest.tick + 1));
-        self.snapshots.publish(Snapshot { sequence: manifest.sequence, tick: manifest.tick, at, tenants });
+        let at = Duration::from_nanos(u64::try_from(self.ticks.length().as_nanos()).unwrap_or(u64::MAX).saturating_mul(tick + 1));
+        self.snapshots.publish(Snapshot { sequence, tick, at, tenants });
     }
 
-    /// Reads what a manifest names, and shows it. What is gone or corrupt is counted and told, and passed over: no waiting brings it back.
+    /// Reads what a manifest names. What is gone or corrupt is counted and told, and passed over: no waiting brings it back.
     ///
     /// # Errors
     /// The store refused.
@@ -213,17 +221,17 @@ impl Keeper {
             tracing::error!(object, cause, "checkpoint of the metrics-generator is lost, its series begin anew");
             self.metrics.lost_checkpoints.inc();
         };
-        let contents = match store.get_object(&objects.series).await?.map(|bytes| Contents::decode(&bytes)) {
-            Some(Ok(contents)) => contents,
-            Some(Err(error)) => {
-                lost(&objects.series, &error.to_string());
-                Contents::default()
+        let mut contents = Contents::default();
+        for object in &objects.series {
+            match store.get_object(object).await?.map(|bytes| Contents::decode(&bytes)) {
+                Some(Ok(part)) => {
+                    contents.series.extend(part.series);
+                    contents.halves.extend(part.halves);
+                }
+                Some(Err(error)) => lost(object, &error.to_string()),
+                None => lost(object, "it is not there"),
             }
-            None => {
-                lost(&objects.series, "it is not there");
-                Contents::default()
-            }
-        };
+        }
         let mut counted = Identities::until(manifest.tick.saturating_add(self.window));
         for IdentitiesObject { object, .. } in &objects.identities {
             match store.get_object(object).await?.as_deref().and_then(identities::decode) {
@@ -231,7 +239,6 @@ impl Keeper {
                 None => tracing::warn!(object, "identities of counted spans cannot be read: late copies of them may count twice"),
             }
         }
-        self.publish(manifest, &contents);
         Ok(Restored { contents, counted: (!counted.is_empty()).then(|| Arc::new(counted)) })
     }
 }

@@ -25,6 +25,7 @@ use super::{
     FirstSeen,
     accumulate::CARDINALITY_OVERFLOW,
     attributes::{self, RESOURCE_ATTRIBUTES},
+    filter::Filter,
     observe::in_time,
     series::{Definition, Family, Labels, Parts, Series},
     settings::Settings,
@@ -121,6 +122,7 @@ fn optional_hex<S: Serializer>(id: &Option<u64>, serializer: S) -> Result<S::Ok,
 /// first counts, so hand them over in the order of arrival.
 pub fn explain(settings: &Settings, snapshot: &Snapshot, tenant: &Tenant, segments: &[(Arc<Segment>, Option<Duration>)]) -> Vec<Explained> {
     let labels = settings.span_metrics.as_ref().and_then(|of| SpanLabels::new(tenant.clone(), of, &settings.common).ok());
+    let graphs = settings.service_graphs.as_ref().and_then(|of| Filter::new(&of.filter_policies).ok());
     let keys = labels.as_ref().map_or(&[][..], |labels| &labels.keys);
     let mut seen: HashMap<SpanKey, usize> = HashMap::new();
     let mut explained: Vec<Explained> = Vec::new();
@@ -148,6 +150,7 @@ pub fn explain(settings: &Settings, snapshot: &Snapshot, tenant: &Tenant, segmen
                 service: &service,
                 name: scanned.name,
                 resource,
+                resource_number: 0,
                 span: encoded,
             };
             edges.push((span.key, scanned.parent_span_id));
@@ -158,7 +161,7 @@ pub fn explain(settings: &Settings, snapshot: &Snapshot, tenant: &Tenant, segmen
             } else if arrived_ns.is_some_and(|at| !in_time(scanned.end_ns, at, slack)) {
                 vec![Outcome::Discarded { processor: "all", reason: "outside_metrics_ingestion_slack" }]
             } else {
-                outcomes(settings, labels.as_ref(), snapshot, &first_seen, scanned.message, &values)
+                outcomes(graphs.as_ref(), labels.as_ref(), snapshot, &first_seen, scanned.message, &values)
             };
             explained.push(Explained {
                 span_id: span.key.span_id,
@@ -204,7 +207,7 @@ fn find_partners(explained: &mut [Explained], edges: &[(SpanKey, u64)]) {
 }
 
 fn outcomes(
-    settings: &Settings,
+    graphs: Option<&Filter>,
     labels: Option<&SpanLabels>,
     snapshot: &Snapshot,
     span: &FirstSeen<'_>,
@@ -212,10 +215,11 @@ fn outcomes(
     values: &[Option<&[u8]>],
 ) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
-    if settings.service_graphs.is_some() {
+    if let Some(filter) = graphs {
         let processor = "service-graphs";
         outcomes.push(match span.kind {
-            _ if span.service.is_empty() => Outcome::Discarded { processor, reason: "no_service_name" },
+            2..=5 if span.service.is_empty() => Outcome::Discarded { processor, reason: "no_service_name" },
+            2..=5 if !filter.accepts(span) => Outcome::Discarded { processor, reason: "service_graphs_filtered" },
             3 | 4 => Outcome::Half { processor, side: "client", partner: None },
             2 | 5 => Outcome::Half { processor, side: "server", partner: None },
             _ => Outcome::Discarded { processor, reason: "kind_without_edge" },
@@ -229,7 +233,7 @@ fn outcomes(
             .zip(values)
             .map(|(key, value)| attributes::find(span.resource, RESOURCE_ATTRIBUTES, key).or(*value))
             .collect();
-        let weight = attributes::weight(span.resource, span.span, &labels.settings.span_multiplier_key).as_f64();
+        let weight = labels.weight(span).as_f64();
         outcomes.push(if labels.filter.accepts(span) {
             match labels.series(span, message, &resource_first) {
                 Ok(series) => counted(snapshot, processor, &series, weight),

@@ -1,7 +1,7 @@
-//! Filter policies: which spans make span metrics.
+//! Filter policies: which spans make span metrics or edges.
 //!
-//! A span passes when every policy accepts it. A policy accepts when its `include` matches (if it has one) and its `exclude` does not.
-//! Either matches when all of its attributes do.
+//! A span passes when every policy accepts it. A policy accepts when its `include` and `include_any` match (if it has them) and its
+//! `exclude` does not. `include_any` matches when one of its attributes does, the others when all do.
 
 use std::borrow::Cow;
 
@@ -16,8 +16,8 @@ use super::{
 /// Why policies cannot be used. The texts name what is wrong with which attribute.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
-    /// Neither `include` nor `exclude`.
-    #[error("filter policy has neither include nor exclude")]
+    /// Neither `include`, nor `include_any`, nor `exclude`.
+    #[error("filter policy has neither include nor include_any nor exclude")]
     Empty,
     /// A key that is neither an intrinsic nor scoped.
     #[error("filter policy attribute \"{0}\" is not kind, status, name, span.<key> or resource.<key>")]
@@ -45,10 +45,15 @@ pub enum FilterError {
 /// Compiled policies.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    policies: Vec<(Option<All>, Option<All>)>,
+    policies: Vec<Policy>,
 }
 
-type All = Vec<Comparison>;
+#[derive(Clone, Debug)]
+struct Policy {
+    include: Option<Vec<Comparison>>,
+    include_any: Option<Vec<Comparison>>,
+    exclude: Option<Vec<Comparison>>,
+}
 
 #[derive(Clone, Debug)]
 struct Comparison {
@@ -97,22 +102,29 @@ impl Filter {
     /// The first thing that is wrong with them.
     pub fn new(policies: &[FilterPolicy]) -> Result<Self, FilterError> {
         let compile = |policy: &FilterPolicy| {
-            if policy.include.is_none() && policy.exclude.is_none() {
+            let FilterPolicy { include, include_any, exclude } = policy;
+            if include.is_none() && include_any.is_none() && exclude.is_none() {
                 return Err(FilterError::Empty);
             }
-            Ok((policy.include.as_ref().map(all).transpose()?, policy.exclude.as_ref().map(all).transpose()?))
+            let compile = |side: &Option<PolicyMatch>| side.as_ref().map(comparisons).transpose();
+            Ok(Policy { include: compile(include)?, include_any: compile(include_any)?, exclude: compile(exclude)? })
         };
         Ok(Self { policies: policies.iter().map(compile).collect::<Result<_, _>>()? })
     }
 
-    /// Whether the span makes span metrics.
+    /// Whether the span passes.
     pub fn accepts(&self, span: &FirstSeen<'_>) -> bool {
-        let matches = |all: &All| all.iter().all(|comparison| comparison.holds(span));
-        self.policies.iter().all(|(include, exclude)| include.as_ref().is_none_or(matches) && !exclude.as_ref().is_some_and(matches))
+        let all = |comparisons: &Vec<Comparison>| comparisons.iter().all(|comparison| comparison.holds(span));
+        let any = |comparisons: &Vec<Comparison>| comparisons.iter().any(|comparison| comparison.holds(span));
+        self.policies.iter().all(|policy| {
+            policy.include.as_ref().is_none_or(all)
+                && policy.include_any.as_ref().is_none_or(any)
+                && !policy.exclude.as_ref().is_some_and(all)
+        })
     }
 }
 
-fn all(policy: &PolicyMatch) -> Result<All, FilterError> {
+fn comparisons(policy: &PolicyMatch) -> Result<Vec<Comparison>, FilterError> {
     policy.attributes.iter().map(|attribute| comparison(policy.match_type, attribute)).collect()
 }
 
@@ -225,11 +237,21 @@ mod tests {
             service: "shop",
             name: b"GET /x",
             resource: &resource,
+            resource_number: 0,
             span: &span,
         };
         let include = Some(policy(match_type, attributes));
-        let exclude = FilterPolicy { include: None, exclude: include.clone() };
-        let accepted = Filter::new(&[FilterPolicy { include, exclude: None }])?.accepts(&first_seen);
+        let exclude = FilterPolicy { exclude: include.clone(), ..FilterPolicy::default() };
+        let each = attributes.iter().map(|attribute| policy(match_type, std::slice::from_ref(attribute)));
+        let each = each.map(|each| FilterPolicy { include: Some(each), ..FilterPolicy::default() }).collect::<Vec<_>>();
+        let one_of = FilterPolicy { include_any: include.clone(), ..FilterPolicy::default() };
+        let accepted = Filter::new(&[FilterPolicy { include, ..FilterPolicy::default() }])?.accepts(&first_seen);
+        let mut any = false;
+        for one in &each {
+            any |= Filter::new(std::slice::from_ref(one))?.accepts(&first_seen);
+        }
+        assert_eq!(Filter::new(&[one_of])?.accepts(&first_seen), any, "one of them is enough");
+        assert_eq!(Filter::new(&each)?.accepts(&first_seen), accepted, "all policies must accept");
         assert_ne!(Filter::new(&[exclude])?.accepts(&first_seen), accepted, "what is not included is not excluded");
         Ok(accepted)
     }

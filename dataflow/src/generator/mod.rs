@@ -12,6 +12,7 @@ pub mod accumulate;
 pub mod agg;
 pub mod attributes;
 pub(crate) mod checkpoint;
+mod demand;
 pub mod explain;
 pub mod filter;
 pub mod histogram;
@@ -24,6 +25,7 @@ pub mod service_graph;
 pub mod settings;
 pub mod snapshot;
 pub mod span_metrics;
+pub mod span_names;
 
 pub use agg::{Agg, Buckets, Weight};
 pub use series::{Definition, Family, Labels, Layout, Parts, Series, SeriesId};
@@ -66,6 +68,8 @@ pub struct FirstSeen<'a> {
     pub name: &'a [u8],
     /// The encoded `Resource`, for [`attributes::find`] with [`attributes::RESOURCE_ATTRIBUTES`].
     pub resource: &'a [u8],
+    /// A number that no other resource of the tenant has had, so that nobody has to compare them.
+    pub resource_number: u64,
     /// The encoded `Span`, for [`attributes::find`] with [`attributes::SPAN_ATTRIBUTES`].
     pub span: &'a [u8],
 }

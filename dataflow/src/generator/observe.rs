@@ -12,9 +12,11 @@
 //! In the steady state nothing is allocated for a span: its labels were built before, and its series is found by a key gathered in a
 //! buffer. What is remembered for that is bounded by [`Book::MAX`] and forgotten as a whole.
 
-use std::{collections::HashMap, mem, sync::Arc};
+use std::{collections::HashMap, hash::BuildHasher, mem, sync::Arc};
 
+use bytes::Bytes;
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use prometheus::IntCounter;
 use storage::{
     id::{SpanKey, Tenant, TraceId},
@@ -27,6 +29,7 @@ use super::{
     agg::{Agg, Weight},
     attributes::{self, RESOURCE_ATTRIBUTES},
     checkpoint::Part,
+    filter::FilterError,
     identities::{Identities, identity, tenant_hash},
     metrics::Metrics,
     series::{Series, SeriesId},
@@ -129,6 +132,59 @@ struct Resource {
     is_utf8: bool,
 }
 
+/// The resources of the request that was worked on last: its segments follow one another, and most of its spans share a few resources.
+#[derive(Debug, Default)]
+struct Request {
+    /// Held, so that no other request lies at the same place.
+    body: Bytes,
+    resources: Vec<(Slice, u32)>,
+}
+
+impl Request {
+    /// More are looked up by their bytes.
+    const MAX: usize = 16;
+
+    /// The place of a resource of the request with this body, if it is known.
+    fn find(&mut self, body: &Bytes, resource: Slice) -> Option<u32> {
+        if self.body.as_ptr() != body.as_ptr() || self.body.len() != body.len() {
+            self.resources.clear();
+            self.body = body.clone();
+        }
+        self.resources.iter().find(|(slice, _)| *slice == resource).map(|(_, index)| *index)
+    }
+
+    fn remember(&mut self, resource: Slice, index: u32) {
+        if self.resources.len() < Self::MAX {
+            self.resources.push((resource, index));
+        }
+    }
+
+    fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Entries of the book by a span's key: by 128 bits of hash, seeded anew in each process, as series are told apart by as many. So a span
+/// costs one look into one table and no look at a key that lies somewhere else.
+#[derive(Debug, Default)]
+struct Known {
+    table: HashTable<(u64, u64, u32)>,
+    hashers: [RandomState; 2],
+}
+
+impl Known {
+    fn get_or_insert(&mut self, key: &[u8], new: impl FnOnce() -> u32) -> u32 {
+        let [hash, check] = self.hashers.each_ref().map(|hasher| hasher.hash_one(key));
+        let is_there = |known: &(u64, u64, u32)| (known.0, known.1) == (hash, check);
+        if let Some((_, _, index)) = self.table.find(hash, is_there) {
+            return *index;
+        }
+        let index = new();
+        self.table.insert_unique(hash, (hash, check, index), |known| known.0);
+        index
+    }
+}
+
 /// A span with what was found of it on the wire.
 struct Found<'a> {
     trace_id: TraceId,
@@ -150,13 +206,17 @@ struct Active {
     graph: Option<ServiceGraph>,
     resources: Map<Box<[u8]>, u32>,
     resource_list: Vec<Resource>,
+    /// Resources forgotten: the number of the first in the list.
+    resources_before: u64,
+    request: Request,
     /// By what decides over a span's labels: its entry in the book; [`NOT_UTF8`] for labels that cannot be.
-    keys: Map<Box<[u8]>, u32>,
+    keys: Known,
     received: IntCounter,
     received_bytes: IntCounter,
     late: IntCounter,
     filtered: IntCounter,
     not_utf8: IntCounter,
+    sanitized: IntCounter,
 }
 
 const NOT_UTF8: u32 = u32::MAX;
@@ -170,7 +230,7 @@ pub struct Observer {
     workers: usize,
     metrics: Arc<Metrics>,
     /// `None` for a tenant who wants nothing.
-    tenants: HashMap<Tenant, Option<Active>>,
+    tenants: Map<Tenant, Option<Active>>,
     book: Book,
     /// Ticks in a period of exemplars.
     period: u64,
@@ -213,7 +273,7 @@ impl Observer {
             ticks,
             workers,
             metrics,
-            tenants: HashMap::new(),
+            tenants: Map::default(),
             book: Book::default(),
             period: period.max(1),
             tick: 0,
@@ -255,6 +315,9 @@ impl Observer {
                 self.tenants.insert(tenant, old);
                 continue;
             }
+            if old.is_some() && settings.is_none() {
+                self.metrics.show_processors(&tenant, false, false, false);
+            }
             let mut new = settings.map(|settings| self.activate(&tenant, settings));
             // What waits for its other half does not know of settings.
             let halves = old.and_then(|old| old.graph).map(|graph| graph.snapshot());
@@ -276,13 +339,16 @@ impl Observer {
 
     fn activate(&self, tenant: &Tenant, settings: Arc<Settings>) -> Active {
         let common = &settings.common;
-        let labels = settings.span_metrics.as_ref().and_then(|span_metrics| {
-            SpanLabels::new(tenant.clone(), span_metrics, common)
-                .inspect_err(|error| tracing::error!(%tenant, %error, "span metrics cannot be generated with these settings"))
-                .ok()
-        });
+        let failed = |error: &FilterError| {
+            tracing::error!(%tenant, %error, "metrics cannot be generated with these settings");
+            self.metrics.processors_failed.with_label_values(&[tenant.as_str()]).inc();
+        };
+        let spans = settings.span_metrics.as_ref();
+        let labels = spans.and_then(|spans| SpanLabels::new(tenant.clone(), spans, common).inspect_err(failed).ok());
         let graphs = settings.service_graphs.as_ref();
-        let graph = graphs.map(|graphs| ServiceGraph::new(tenant.clone(), graphs, common, self.ticks, self.workers));
+        let graph =
+            graphs.and_then(|graphs| ServiceGraph::new(tenant.clone(), graphs, common, self.ticks, self.workers).inspect_err(failed).ok());
+        self.metrics.show_processors(tenant, graph.is_some(), labels.is_some(), settings.host_info.is_some());
         let discarded = |reason, processor| self.metrics.spans_discarded.with_label_values(&[tenant.as_str(), reason, processor]);
         Active {
             tenant_hash: tenant_hash(tenant),
@@ -291,12 +357,15 @@ impl Observer {
             graph,
             resources: Map::default(),
             resource_list: Vec::new(),
-            keys: Map::default(),
+            resources_before: 0,
+            request: Request::default(),
+            keys: Known::default(),
             received: self.metrics.spans_received.with_label_values(&[tenant.as_str()]),
             received_bytes: self.metrics.bytes_received.with_label_values(&[tenant.as_str()]),
             late: discarded("outside_metrics_ingestion_slack", "all"),
             filtered: discarded("span_metrics_filtered", "span-metrics"),
             not_utf8: discarded("invalid_utf8", "span-metrics"),
+            sanitized: self.metrics.sanitized_span_names.with_label_values(&[tenant.as_str()]),
             settings,
         }
     }
@@ -315,7 +384,6 @@ impl Observer {
         let Self { tenants, book, counted, fresh, key, .. } = self;
         let Some(active) = tenants.get_mut(&segment.tenant).and_then(Option::as_mut) else { return };
         let mut values = Vec::new();
-        let mut previous: Option<(Slice, u32)> = None;
         let (mut received, mut received_bytes, mut late) = (0, 0, 0);
         for span in &segment.spans {
             let id = identity(active.tenant_hash, segment.trace_id, span.key);
@@ -332,25 +400,37 @@ impl Observer {
                 continue;
             }
             let encoded_resource = span.resource.of(&segment.body).unwrap_or_default();
-            let resource = match previous {
-                Some((slice, resource)) if slice == span.resource => resource,
-                _ => active.resource(&segment.tenant, encoded_resource, book),
+            let resource = match active.request.find(&segment.body, span.resource) {
+                Some(resource) => resource,
+                None => {
+                    let resource = active.resource(&segment.tenant, encoded_resource, book);
+                    active.request.remember(span.resource, resource);
+                    resource
+                }
             };
-            previous = Some((span.resource, resource));
             let found = Found { trace_id: segment.trace_id, key: span.key, resource, encoded_resource, encoded, scanned };
             active.span(&found, &values, tick, book, key);
         }
         active.received.inc_by(received);
         active.received_bytes.inc_by(received_bytes);
-        active.late.inc_by(late);
+        if late > 0 {
+            active.late.inc_by(late);
+        }
     }
 
     /// All spans up to and including `tick` have been pushed: what was gathered is handed out, with examples.
     pub fn finish(&mut self, tick: u64, emit: impl FnMut(Series, Agg), exemplar: impl FnMut((Series, Exemplar))) {
         for (tenant, active) in &mut self.tenants {
-            if let Some(graph) = active.as_mut().and_then(|active| active.graph.as_mut()) {
+            let Some(active) = active else { continue };
+            active.request.forget();
+            if let Some(graph) = &mut active.graph {
                 graph.advance(tick, &mut self.book);
-                self.metrics.service_graphs.add(tenant, graph.take_counts());
+                let counts = graph.take_counts();
+                self.metrics.service_graphs.add(tenant, counts);
+                if counts.filtered_spans > 0 {
+                    let labels = [tenant.as_str(), "service_graphs_filtered", "service-graphs"];
+                    self.metrics.spans_discarded.with_label_values(&labels).inc_by(counts.filtered_spans);
+                }
             }
         }
         self.book.drain(emit);
@@ -362,7 +442,7 @@ impl Observer {
             self.tenants.values_mut().flatten().for_each(Active::forget);
         }
         // Many resources may share few series.
-        let is_large = |active: &&mut Active| active.keys.len() + active.resource_list.len() > Book::MAX;
+        let is_large = |active: &&mut Active| active.keys.table.len() + active.resource_list.len() > Book::MAX;
         self.tenants.values_mut().flatten().filter(is_large).for_each(Active::forget);
         if self.counted.as_ref().is_some_and(|counted| counted.expires < tick) {
             self.counted = None;
@@ -387,8 +467,10 @@ pub(crate) fn in_time(end: u64, at: u64, slack: u64) -> bool {
 impl Active {
     fn forget(&mut self) {
         self.resources.clear();
+        self.resources_before += self.resource_list.len() as u64;
         self.resource_list.clear();
-        self.keys.clear();
+        self.request.forget();
+        self.keys.table.clear();
     }
 
     fn resource(&mut self, tenant: &Tenant, encoded: &[u8], book: &mut Book) -> u32 {
@@ -433,6 +515,7 @@ impl Active {
             service: &resource.service,
             name: found.scanned.name,
             resource: found.encoded_resource,
+            resource_number: self.resources_before + u64::from(found.resource),
             span: found.encoded,
         };
         if let Some(graph) = &mut self.graph {
@@ -448,18 +531,19 @@ impl Active {
                 return;
             }
             gather_key(key, found, labels.settings.intrinsic_dimensions.status_message, &resource.values, values);
-            let index = self.keys.get(key.as_slice()).copied().unwrap_or_else(|| {
+            let index = self.keys.get_or_insert(key, || {
                 let resource_first = resource.values.iter().zip(values).map(|(of_resource, value)| of_resource.as_deref().or(*value));
+                if labels.has_pattern(span.name) {
+                    self.sanitized.inc();
+                }
                 let series = labels.series(&span, found.scanned.message, &resource_first.collect::<Vec<_>>());
-                let index = series.map_or(NOT_UTF8, |series| book.entry(&series));
-                self.keys.insert(key.as_slice().into(), index);
-                index
+                series.map_or(NOT_UTF8, |series| book.entry(&series))
             });
             if index == NOT_UTF8 {
                 self.not_utf8.inc();
                 return;
             }
-            let weight = attributes::weight(span.resource, span.span, &labels.settings.span_multiplier_key);
+            let weight = labels.weight(&span);
             let nanoseconds = span.end_ns.saturating_sub(span.start_ns);
             if let Some(agg) = book.agg(index) {
                 labels.bucketer.observe(agg, nanoseconds, weight);
@@ -517,10 +601,11 @@ mod tests {
         accumulate::{Accumulator, Routes},
         settings::{Common, Fixed, SpanMetrics},
     };
+    use crate::seat::Workers;
 
     fn segments() -> Vec<Segment> {
         let mut walk = Walk::default();
-        let split = |request: &bytes::Bytes| {
+        let split = |request: &Bytes| {
             otlp::index(request, &mut walk).expect("synthetic requests are valid");
             Segment::split(&Tenant::single(), Position(0), request, &walk)
         };
@@ -537,7 +622,7 @@ mod tests {
         let source: Arc<dyn Tenants> = Arc::new(Fixed { default: Some(settings), ..Fixed::default() });
         let ticks = Ticks::new(Duration::from_millis(250));
         let setup = Setup { source: Arc::clone(&source), ticks, workers: 3, metrics: Arc::clone(&metrics), period: 4, forget_every: 3 };
-        let mut accumulator = Accumulator::new(Arc::clone(&source), Routes::new(source), metrics, 1, 1000, []);
+        let mut accumulator = Accumulator::new(Arc::clone(&source), Routes::new(source, Workers::new([0])), metrics, 1000, []);
         let mut observers = [(); 3].map(|()| Observer::new(setup.clone()));
         for tick in 0..5 {
             let mut updates = Vec::new();

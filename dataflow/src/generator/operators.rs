@@ -9,7 +9,7 @@
 //! Both operators apply everything strictly in the order of ticks: what comes early waits. So what they report as of a checkpoint tick is
 //! exactly what arrived up to it, on every worker. Nobody keeps the arrangement's trace, so it holds what its batcher has not sealed.
 
-use std::{collections::BTreeMap, mem, sync::Arc};
+use std::{collections::BTreeMap, iter, mem, sync::Arc};
 
 use differential_dataflow::{
     operators::arrange::arrangement::arrange_core,
@@ -66,6 +66,23 @@ pub(crate) struct Checkpoints {
     pub(crate) start: u64,
 }
 
+impl Checkpoints {
+    /// The last checkpoint that need not be reported.
+    pub(crate) fn before(self) -> u64 {
+        checkpoint_before(self.start, self.every)
+    }
+
+    /// What is to be reported when time has come to `frontier`, and was reported up to `last`. After a leap only the last few: others leap
+    /// differently, and some of the same ticks must be reported by all.
+    pub(crate) fn due(self, last: &mut u64, frontier: u64) -> impl Iterator<Item = u64> {
+        const FEW: u64 = 4;
+        let newest = checkpoint_before(frontier, self.every);
+        let first = (*last + self.every).max(newest.saturating_sub((FEW - 1) * self.every));
+        *last = newest.max(*last);
+        (first..=newest).step_by(usize::try_from(self.every).unwrap_or(usize::MAX))
+    }
+}
+
 /// Attaches the generator to `first_seen`. Its output is what a commit needs of it.
 pub(crate) fn attach<'scope>(
     scope: Scope<'scope, u64>,
@@ -98,7 +115,7 @@ fn observe<'scope>(
     let mut updates = OutputBuilder::<_, CapacityContainerBuilder<Vec<Update>>>::from(updates);
     let mut exemplars = OutputBuilder::<_, CapacityContainerBuilder<Vec<Example>>>::from(exemplars);
     let mut shards = OutputBuilder::<_, CapacityContainerBuilder<Vec<Shard>>>::from(shards);
-    let mut last_report = checkpoint_before(checkpoints.start, checkpoints.every);
+    let mut last_report = checkpoints.before();
     // What came before its tick could be worked on.
     let mut waiting: BTreeMap<u64, Vec<Arrival>> = BTreeMap::new();
 
@@ -134,9 +151,7 @@ fn observe<'scope>(
                 capabilities = None;
                 return;
             };
-            let due = checkpoint_before(frontier, checkpoints.every);
-            if due > last_report {
-                last_report = due;
+            for due in checkpoints.due(&mut last_report, frontier) {
                 settle(&mut observer, &mut waiting, held, due);
                 shards.session(&held[2]).give(Shard { tick: due, part: observer.checkpoint() });
             }
@@ -166,15 +181,18 @@ fn accumulate<'scope>(
     let mut exemplars = builder.new_input(exemplars, Exchange::new(move |(series, _): &Example| routes.of(series)));
     let (shards, shard_stream) = builder.new_output();
     let mut shards = OutputBuilder::<_, CapacityContainerBuilder<Vec<Shard>>>::from(shards);
-    let mut last_report = checkpoint_before(checkpoints.start, checkpoints.every);
+    let mut last_report = checkpoints.before();
     let mut waiting: BTreeMap<u64, Tick> = BTreeMap::new();
 
     builder.build(move |mut capabilities| {
         let mut capability = capabilities.pop();
         move |frontiers| {
             differences.for_each(|_, updates| {
-                for (series, tick, agg) in updates.drain(..) {
-                    waiting.entry(tick).or_default().updates.push((series, agg));
+                let mut updates = updates.drain(..).peekable();
+                while let Some((_, tick, _)) = updates.peek() {
+                    let tick = *tick;
+                    let of_tick = &mut waiting.entry(tick).or_default().updates;
+                    of_tick.extend(iter::from_fn(|| updates.next_if(|next| next.1 == tick)).map(|(series, _, agg)| (series, agg)));
                 }
             });
             exemplars.for_each(|time, exemplars| {
@@ -195,9 +213,7 @@ fn accumulate<'scope>(
                 capability = None;
                 return;
             };
-            let due = checkpoint_before(frontier, checkpoints.every);
-            if due > last_report {
-                last_report = due;
+            for due in checkpoints.due(&mut last_report, frontier) {
                 settle(&mut accumulator, due + 1);
                 let (series, changed) = accumulator.checkpoint(due);
                 shards.activate().session(&*held).give(Shard { tick: due, part: Part::Series { series, changed } });

@@ -51,6 +51,20 @@ pub struct Common {
     pub histograms: Histograms,
     /// Native buckets grow by at most this factor (`native_histogram_bucket_factor`).
     pub native_histogram_bucket_factor: f64,
+    /// `span_name_sanitization`.
+    pub span_names: SpanNames,
+}
+
+/// `span_name_sanitization`: whether the label `span_name` has a pattern where a name carries ids, see [`super::span_names`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpanNames {
+    /// Names are as they are.
+    #[default]
+    AsTheyAre,
+    /// Names are as they are; how many would change is counted.
+    DryRun,
+    /// Names that carry ids are replaced.
+    Patterns,
 }
 
 impl Default for Common {
@@ -64,6 +78,7 @@ impl Default for Common {
             max_label_value_length: 2048,
             histograms: Histograms::Classic,
             native_histogram_bucket_factor: 1.1,
+            span_names: SpanNames::AsTheyAre,
         }
     }
 }
@@ -104,6 +119,8 @@ pub struct SpanMetrics {
     pub target_info_excluded_dimensions: Vec<String>,
     /// `span_multiplier_key`: the attribute that says how many spans one stands for; empty is none.
     pub span_multiplier_key: String,
+    /// `enable_tracestate_span_multiplier`: where no attribute says it, the sampling threshold in the trace state does.
+    pub enable_tracestate_span_multiplier: bool,
 }
 
 impl Default for SpanMetrics {
@@ -119,6 +136,7 @@ impl Default for SpanMetrics {
             enable_instance_label: true,
             target_info_excluded_dimensions: Vec::new(),
             span_multiplier_key: String::new(),
+            enable_tracestate_span_multiplier: false,
         }
     }
 }
@@ -155,16 +173,18 @@ pub struct DimensionMapping {
     pub join: String,
 }
 
-/// One policy of a filter: `include` must match if it is there, `exclude` must not.
+/// One policy of a filter: `include` must match if it is there, so must `include_any`, and `exclude` must not.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FilterPolicy {
-    /// What must match.
+    /// What must match, all of it.
     pub include: Option<PolicyMatch>,
-    /// What must not.
+    /// Of which one must match.
+    pub include_any: Option<PolicyMatch>,
+    /// What must not match, all of it.
     pub exclude: Option<PolicyMatch>,
 }
 
-/// Attributes that must all match.
+/// Attributes, and how they are compared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyMatch {
     /// How.
@@ -227,6 +247,10 @@ pub struct ServiceGraphs {
     pub database_name_attributes: Vec<String>,
     /// `span_multiplier_key`; empty is none.
     pub span_multiplier_key: String,
+    /// `enable_tracestate_span_multiplier`.
+    pub enable_tracestate_span_multiplier: bool,
+    /// `filter_policies`: what they reject makes no edge, and neither does its other half.
+    pub filter_policies: Vec<FilterPolicy>,
 }
 
 impl Default for ServiceGraphs {
@@ -243,6 +267,8 @@ impl Default for ServiceGraphs {
             peer_attributes: names(["peer.service", "db.name", "db.system"]),
             database_name_attributes: names(["db.namespace", "db.name", "db.system"]),
             span_multiplier_key: String::new(),
+            enable_tracestate_span_multiplier: false,
+            filter_policies: Vec::new(),
         }
     }
 }

@@ -4,17 +4,18 @@
 //! resource, its kind, status and name, and the encoded values of the attributes that are dimensions. The caller looks the key up; only
 //! for a new key are labels built, here.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use storage::id::Tenant;
 
 use super::{
-    FirstSeen,
+    FirstSeen, Weight,
     attributes::{self, RESOURCE_ATTRIBUTES, SPAN_ATTRIBUTES},
     filter::{Filter, FilterError, kind_name, status_name},
     histogram::Bucketer,
     series::{Definition, Family, Labels, Layout, Series},
-    settings::{Common, HostInfo, Settings, SpanMetrics},
+    settings::{Common, HostInfo, Settings, SpanMetrics, SpanNames},
+    span_names,
 };
 
 /// The labels that no dimension may take.
@@ -88,6 +89,18 @@ impl SpanLabels {
         })
     }
 
+    /// How many spans a span stands for.
+    pub(crate) fn weight(&self, span: &FirstSeen<'_>) -> Weight {
+        let SpanMetrics { span_multiplier_key, enable_tracestate_span_multiplier, .. } = &self.settings;
+        attributes::weight(span.resource, span.span, span_multiplier_key, *enable_tracestate_span_multiplier)
+    }
+
+    /// Whether the name of a span carries ids and somebody wants to know.
+    pub(crate) fn has_pattern(&self, name: &[u8]) -> bool {
+        let asked = self.settings.intrinsic_dimensions.span_name && self.common.span_names != SpanNames::AsTheyAre;
+        asked && std::str::from_utf8(name).is_ok_and(|name| matches!(span_names::pattern(name), Cow::Owned(_)))
+    }
+
     fn pair(&self, name: &str, value: &str) -> Pair {
         (Arc::from(name), Arc::from(shorten(value, self.common.max_label_value_length)))
     }
@@ -103,7 +116,9 @@ impl SpanLabels {
             pairs.push(self.pair("service", span.service));
         }
         if intrinsic.span_name {
-            pairs.push(self.pair("span_name", std::str::from_utf8(span.name).map_err(|_| NotUtf8)?));
+            let name = std::str::from_utf8(span.name).map_err(|_| NotUtf8)?;
+            let name = if self.common.span_names == SpanNames::Patterns { span_names::pattern(name) } else { name.into() };
+            pairs.push(self.pair("span_name", &name));
         }
         if intrinsic.span_kind {
             pairs.push(self.pair("span_kind", &kind_name(span.kind)));
@@ -210,8 +225,11 @@ pub fn validate(settings: &Settings) -> Result<(), String> {
             return Err("histogram_buckets of span_metrics must be strictly increasing".to_owned());
         }
     }
-    if settings.service_graphs.as_ref().is_some_and(|graphs| !increasing(&graphs.buckets)) {
-        return Err("histogram_buckets of service_graphs must be strictly increasing".to_owned());
+    if let Some(graphs) = &settings.service_graphs {
+        Filter::new(&graphs.filter_policies).map_err(|error| error.to_string())?;
+        if !increasing(&graphs.buckets) {
+            return Err("histogram_buckets of service_graphs must be strictly increasing".to_owned());
+        }
     }
     if settings.host_info.as_ref().is_some_and(|host| host.host_identifiers.is_empty()) {
         return Err("host_identifiers of host_info must not be empty".to_owned());

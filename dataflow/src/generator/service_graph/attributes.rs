@@ -83,6 +83,12 @@ impl<'a> Found<'a> {
 
     #[inline]
     fn look_at(&mut self, keys: &Keys, key_value: &'a [u8]) {
+        // Most keys are not wanted, and nearly all are shorter than 128 bytes and come first.
+        if let [0x0a, length @ ..0x80, ..] = key_value
+            && keys.lengths & length_bit(usize::from(*length)) == 0
+        {
+            return;
+        }
         let (mut number, mut value) = (keys.find(b""), &[][..]);
         for field in Fields::new(key_value).map_while(Result::ok) {
             match (field.number, field.value) {

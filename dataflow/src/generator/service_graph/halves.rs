@@ -11,6 +11,9 @@
 //!  slots  [ half ][ half ][ free ][ half ]          wheel: tick ─► (slot, its generation) whose time is up then
 //! ```
 //!
+//! A half that filter policies reject waits and pairs like any other, so that it is known why the other one stays alone: a server leaves
+//! with a client that was rejected, and a client that only rejected servers have answered waits on, marked.
+//!
 //! Which pairs come out depends on the ticks of the halves and not on the order in which they come in, with two exceptions, both counted:
 //! halves that are refused because too many wait, and a second client under the same id, which only broken senders have.
 
@@ -61,6 +64,10 @@ pub(super) struct Half {
     /// A producer's or consumer's.
     pub(super) messaging: bool,
     pub(super) failed: bool,
+    /// Filter policies reject it.
+    pub(super) filtered: bool,
+    /// A client that was answered, but by a server that filter policies reject.
+    pub(super) partner_filtered: bool,
 }
 
 /// What became of a half.
@@ -76,6 +83,8 @@ pub(super) enum Inserted {
     Refused,
     /// Another client has its key.
     Duplicate,
+    /// A rejected server, of a client that waits on.
+    Rejected,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +124,7 @@ pub(super) struct Halves {
 
 impl Halves {
     /// Takes in a half whose time is up at tick `expires`; at most `max_waiting` may wait. Hands out the pairs that it makes, the client
-    /// first.
+    /// first; the servers of them are none that are rejected.
     pub(super) fn insert(&mut self, half: Half, expires: u64, max_waiting: usize, mut pair: impl FnMut(&Half, &Half)) -> Inserted {
         let hash = self.hasher.hash_one(half.key);
         let head = self.table.find(hash, |slot| self.slots[*slot as usize].half.key == half.key).copied().unwrap_or(NONE);
@@ -123,6 +132,10 @@ impl Halves {
         match (first.half.side, half.side) {
             (Side::Client, Side::Client) => Inserted::Duplicate,
             (Side::Server, Side::Server) => self.wait(hash, half, expires, max_waiting),
+            (Side::Client, Side::Server) if half.filtered => {
+                first.half.partner_filtered = true;
+                Inserted::Rejected
+            }
             (Side::Client, Side::Server) => {
                 pair(&first.half, &half);
                 if first.paired {
@@ -136,12 +149,20 @@ impl Halves {
                 if let Ok(entry) = self.table.find_entry(hash, |slot| *slot == head) {
                     entry.remove();
                 }
-                let mut next = head;
+                let (mut next, mut half, mut paired) = (head, half, false);
                 while let Some(slot) = self.slots.get(next as usize) {
-                    pair(&half, &slot.half);
+                    if slot.half.filtered {
+                        half.partner_filtered = true;
+                    } else {
+                        pair(&half, &slot.half);
+                        paired = true;
+                    }
                     let server = std::mem::replace(&mut next, slot.next);
                     self.release(server);
                     self.waiting -= 1;
+                }
+                if !paired {
+                    return self.wait(hash, half, expires, max_waiting);
                 }
                 if self.len() - self.waiting < max_waiting.saturating_mul(PAIRED_FOR_EACH_WAITING) {
                     self.keep(hash, half, expires, true);

@@ -12,6 +12,7 @@ pub struct Metrics {
     edges: IntCounterVec,
     expired_edges: IntCounterVec,
     dropped_spans: IntCounterVec,
+    dropped_edges: IntCounterVec,
 }
 
 impl Metrics {
@@ -35,15 +36,22 @@ impl Metrics {
                 "tempo_metrics_generator_processor_service_graphs_dropped_spans",
                 "Spans refused because too many halves waited.",
             )?,
+            dropped_edges: counter(
+                "tempo_metrics_generator_processor_service_graphs_dropped_edges",
+                "Edges that were none because filter policies reject one of their halves.",
+            )?,
         })
     }
 
     /// Adds what has happened to one tenant on one worker.
     pub fn add(&self, tenant: &Tenant, counts: Counts) {
         let tenant = tenant.as_str();
-        for (counter, count) in
-            [(&self.edges, counts.edges), (&self.expired_edges, counts.expired_edges), (&self.dropped_spans, counts.dropped_spans)]
-        {
+        for (counter, count) in [
+            (&self.edges, counts.edges),
+            (&self.expired_edges, counts.expired_edges),
+            (&self.dropped_spans, counts.dropped_spans),
+            (&self.dropped_edges, counts.dropped_edges),
+        ] {
             if count > 0 {
                 counter.with_label_values(&[tenant]).inc_by(count);
             }

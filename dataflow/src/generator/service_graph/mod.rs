@@ -16,6 +16,7 @@
 //! * Every server of a client is an edge, not only the first: a message with three consumers, a request that was redirected or hedged.
 //!   Tempo counts the others as expired.
 //! * Of what both halves say (connection type, multiplier, a dimension without prefix), the server's counts, not that of whoever came last.
+//! * Of a half whose other half filter policies reject, that is known, whichever comes first.
 //! * A root span of a server is an edge from its virtual client at once: nobody can come.
 //!
 //! A checkpoint keeps what has found nobody, and the producers that have: of ten seconds' requests nearly all are done with, and writing
@@ -56,6 +57,7 @@ use self::{
 pub use self::{halves::Side, metrics::Metrics, unpaired::Cause};
 use super::{
     FirstSeen, Observe, Weight,
+    filter::{Filter, FilterError},
     settings::{Common, ServiceGraphs},
 };
 use crate::tick::Ticks;
@@ -69,6 +71,7 @@ pub struct ServiceGraph {
     wait: u64,
     max_waiting: usize,
     messaging_latency: bool,
+    filter: Filter,
     reader: Reader,
     names: Names,
     halves: Halves,
@@ -86,22 +89,30 @@ pub struct Counts {
     pub expired_edges: u64,
     /// Spans that were refused because too many waited.
     pub dropped_spans: u64,
+    /// Edges that were none because one of their halves was rejected.
+    pub dropped_edges: u64,
+    /// Spans that filter policies rejected.
+    pub filtered_spans: u64,
 }
 
 impl ServiceGraph {
     /// Nothing waits yet. `workers` share the tenant's `max_items`.
-    pub fn new(tenant: Tenant, settings: &ServiceGraphs, common: &Common, ticks: Ticks, workers: usize) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// Filter policies that make no sense.
+    pub fn new(tenant: Tenant, settings: &ServiceGraphs, common: &Common, ticks: Ticks, workers: usize) -> Result<Self, FilterError> {
+        Ok(Self {
             wait: ticks.spanning(settings.wait),
             max_waiting: settings.max_items.div_ceil(workers.max(1)),
             messaging_latency: settings.enable_messaging_system_latency_histogram,
+            filter: Filter::new(&settings.filter_policies)?,
             reader: Reader::new(settings),
             names: Names::new(),
             halves: Halves::default(),
             unpaired: Unpaired::new(tenant.clone()),
             edges: Edges::new(tenant, settings, common),
             counts: Counts::default(),
-        }
+        })
     }
 
     /// Takes in a span that arrived at `tick`. Spans come in the order of ticks; no span comes twice.
@@ -112,6 +123,14 @@ impl ServiceGraph {
             return;
         }
         self.expire(tick);
+        if !self.filter.accepts(span) {
+            self.counts.filtered_spans += 1;
+            let Read { half, then } = Read::bare(span, side, messaging, Symbol::NONE);
+            if then == Then::Wait {
+                self.wait_or_pair(halves::Half { filtered: true, ..half }, tick.saturating_add(self.wait));
+            }
+            return;
+        }
         let Read { half, then } = self.reader.read(span, side, messaging, &mut self.names);
         match then {
             Then::Wait => self.wait_or_pair(half, tick.saturating_add(self.wait)),
@@ -137,14 +156,21 @@ impl ServiceGraph {
     }
 
     fn wait_or_pair(&mut self, half: halves::Half, expires: u64) {
-        let Self { edges, messaging_latency, .. } = self;
+        let Self { edges, messaging_latency, counts, unpaired, .. } = self;
         let inserted = self.halves.insert(half, expires, self.max_waiting, |client, server| {
+            if client.filtered {
+                counts.dropped_edges += 1;
+                unpaired.count(Side::Server, Cause::Filtered);
+                return;
+            }
             let (key, request) = join(client, server, *messaging_latency);
             edges.add(key, request);
         });
         match inserted {
+            // Nobody asks what becomes of it.
+            _ if half.filtered => {}
             Inserted::Waits | Inserted::Further => self.counts.edges += 1,
-            Inserted::Completed => {}
+            Inserted::Completed | Inserted::Rejected => {}
             Inserted::Refused => {
                 self.counts.dropped_spans += 1;
                 self.unpaired.count(half.side, Cause::MaxItems);
@@ -169,7 +195,13 @@ impl ServiceGraph {
     fn expire(&mut self, tick: u64) {
         let Self { halves, edges, unpaired, counts, .. } = self;
         halves.expire(tick, |half| {
-            if half.side == Side::Client && half.peer != Symbol::NONE {
+            if half.filtered {
+                return;
+            }
+            if half.partner_filtered {
+                counts.dropped_edges += 1;
+                unpaired.count(half.side, Cause::Filtered);
+            } else if half.side == Side::Client && half.peer != Symbol::NONE {
                 edges.add(half.edge_to(half.peer, Connection::VirtualServer), half.request(half.duration_ns, 0));
             } else {
                 counts.expired_edges += 1;
@@ -188,6 +220,8 @@ impl ServiceGraph {
             messaging: half.messaging,
             failed: half.failed,
             paired,
+            filtered: half.filtered,
+            partner_filtered: half.partner_filtered,
             expires,
             duration_ns: half.duration_ns,
             time_ns: half.time_ns,
@@ -222,6 +256,8 @@ impl ServiceGraph {
                 side: half.side,
                 messaging: half.messaging,
                 failed: half.failed,
+                filtered: half.filtered,
+                partner_filtered: half.partner_filtered,
             };
             self.halves.restore(kept, half.expires, half.paired);
         }
@@ -295,6 +331,12 @@ pub struct Half {
     /// Whether it has found the other half; then it waits only for further ones.
     #[serde(rename = "p", default, skip_serializing_if = "is_false")]
     pub paired: bool,
+    /// Whether filter policies reject it.
+    #[serde(rename = "r", default, skip_serializing_if = "is_false")]
+    pub filtered: bool,
+    /// Whether it was answered by a half that filter policies reject.
+    #[serde(rename = "q", default, skip_serializing_if = "is_false")]
+    pub partner_filtered: bool,
     /// The first tick that is too late.
     #[serde(rename = "x")]
     pub expires: u64,

@@ -4,15 +4,14 @@
 //!  span ── kind is neither client's nor server's ──► nothing (the common case: not a byte is looked at)
 //!     │
 //!     ▼
-//!  resource (remembered by its bytes)  +  span ──► Read { half, then: wait for the other | root | database }
+//!  resource (remembered by its number)  +  span ──► Read { half, then: wait for the other | root | database }
 //! ```
 //!
 //! What is looked up in the resource first and then in the span, and what only in the span, is Tempo's choice, attribute by attribute.
 
-use std::{borrow::Cow, hash::BuildHasher, mem};
+use std::{borrow::Cow, collections::HashMap, mem};
 
 use foldhash::fast::RandomState;
-use hashbrown::HashTable;
 
 use super::{
     attributes::{Found, KeyNumber, Keys, Memory},
@@ -33,8 +32,8 @@ const PRODUCER: i32 = 4;
 const CONSUMER: i32 = 5;
 const STATUS_ERROR: i32 = 2;
 
-/// Bytes of resources remembered. A process sends all its requests with the same one.
-const MAX_RESOURCE_BYTES: usize = 4 << 20;
+/// Resources remembered. A process sends all its requests with the same one.
+const MAX_RESOURCES: usize = 20_000;
 
 /// Which half of a request a span is, by its kind, and whether it is of a message; none for other kinds.
 pub(super) fn side(kind: i32) -> Option<(Side, bool)> {
@@ -76,6 +75,8 @@ pub(super) struct Reader {
     network_peer_address: KeyNumber,
     network_peer_port: KeyNumber,
     multiplier: Option<KeyNumber>,
+    /// Where no attribute says how many spans one stands for, its trace state does.
+    in_trace_state: bool,
     dimensions: Vec<Dimension>,
     resources: Resources,
     // Lent for their memory.
@@ -113,6 +114,7 @@ impl Reader {
             network_peer_address: keys.number("network.peer.address"),
             network_peer_port: keys.number("network.peer.port"),
             multiplier: Some(settings.span_multiplier_key.as_str()).filter(|key| !key.is_empty()).map(|key| keys.number(key)),
+            in_trace_state: settings.enable_tracestate_span_multiplier,
             dimensions,
             resources: Resources::default(),
             keys,
@@ -123,10 +125,13 @@ impl Reader {
 
     /// Reads a span of a kind for which [`side`] has an answer, of a resource with a `service.name`.
     pub(super) fn read(&mut self, span: &FirstSeen<'_>, side: Side, messaging: bool, names: &mut Names) -> Read {
-        let resource = self.resources.number(span, &self.keys, names);
+        let resource = self.resources.place(span, &self.keys, names);
         let Some(resource) = self.resources.known.get(resource) else { return Read::bare(span, side, messaging, Symbol::NONE) };
         let mut read = Read::bare(span, side, messaging, resource.service);
         let alone = side == Side::Server && read.then == Then::Root;
+        if self.in_trace_state {
+            read.half.weight = attributes::sampling_weight(span.span);
+        }
         if side == Side::Server && !alone && self.dimensions.is_empty() && self.multiplier.is_none() {
             return read;
         }
@@ -159,7 +164,7 @@ impl Reader {
                 Any::Double(ratio) if ratio > 0.0 => Some(ratio),
                 _ => None,
             });
-            read.half.weight = ratio.map_or(Weight::ONE, Weight::of_ratio);
+            read.half.weight = ratio.map_or(read.half.weight, Weight::of_ratio);
         }
         if !self.dimensions.is_empty() {
             self.pairs.clear();
@@ -183,7 +188,7 @@ impl Reader {
 
 impl Read {
     /// What needs no attributes.
-    fn bare(span: &FirstSeen<'_>, side: Side, messaging: bool, service: Symbol) -> Self {
+    pub(super) fn bare(span: &FirstSeen<'_>, side: Side, messaging: bool, service: Symbol) -> Self {
         let (span_id, time_ns) = match side {
             Side::Client => (span.span_id, span.end_ns),
             Side::Server => (span.parent_span_id, span.start_ns),
@@ -199,6 +204,8 @@ impl Read {
             side,
             messaging,
             failed: span.status == STATUS_ERROR,
+            filtered: false,
+            partner_filtered: false,
         };
         let then = if side == Side::Server && span.parent_span_id == 0 { Then::Root } else { Then::Wait };
         Self { half, then }
@@ -211,20 +218,15 @@ fn text(value: &[u8]) -> Cow<'_, str> {
     attributes::text(value).unwrap_or_default()
 }
 
-/// Resources by their bytes, with the attributes that are looked for.
+/// Resources by their numbers, with the attributes that are looked for.
 #[derive(Debug, Default)]
 struct Resources {
     known: Vec<Resource>,
-    numbers: HashTable<usize>,
-    bytes: usize,
-    hasher: RandomState,
-    /// That of the span before: often the same again.
-    latest: usize,
+    places: HashMap<u64, usize, RandomState>,
 }
 
 #[derive(Debug)]
 struct Resource {
-    bytes: Box<[u8]>,
     service: Symbol,
     /// `AnyValue`s by number of the key.
     values: Vec<Option<Box<[u8]>>>,
@@ -238,27 +240,18 @@ impl Resource {
 
 impl Resources {
     /// The place of a span's resource.
-    fn number(&mut self, span: &FirstSeen<'_>, keys: &Keys, names: &mut Names) -> usize {
-        if self.known.get(self.latest).is_some_and(|latest| *latest.bytes == *span.resource) {
-            return self.latest;
+    fn place(&mut self, span: &FirstSeen<'_>, keys: &Keys, names: &mut Names) -> usize {
+        if let Some(place) = self.places.get(&span.resource_number) {
+            return *place;
         }
-        let hash = self.hasher.hash_one(span.resource);
-        let known = self.numbers.find(hash, |number| *self.known[*number].bytes == *span.resource).copied();
-        self.latest = known.unwrap_or_else(|| {
-            self.bytes += span.resource.len() + size_of::<Resource>();
-            if self.bytes > MAX_RESOURCE_BYTES {
-                self.known.clear();
-                self.numbers.clear();
-                self.bytes = 0;
-            }
-            let mut found = Found::within(Vec::new(), keys);
-            found.look_into(keys, span.resource, attributes::RESOURCE_ATTRIBUTES);
-            let values = (0..keys.len()).map(|key| found.get(key).map(Box::from)).collect();
-            self.known.push(Resource { bytes: Box::from(span.resource), service: names.strings.intern(span.service), values });
-            let number = self.known.len() - 1;
-            self.numbers.insert_unique(hash, number, |number| self.hasher.hash_one(&self.known[*number].bytes));
-            number
-        });
-        self.latest
+        if self.known.len() >= MAX_RESOURCES {
+            *self = Self::default();
+        }
+        let mut found = Found::within(Vec::new(), keys);
+        found.look_into(keys, span.resource, attributes::RESOURCE_ATTRIBUTES);
+        let values = (0..keys.len()).map(|key| found.get(key).map(Box::from)).collect();
+        self.known.push(Resource { service: names.strings.intern(span.service), values });
+        self.places.insert(span.resource_number, self.known.len() - 1);
+        self.known.len() - 1
     }
 }

@@ -15,7 +15,10 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::*;
-use crate::generator::{Agg, Exemplar, Family, Series};
+use crate::generator::{
+    Agg, Exemplar, Family, Series,
+    settings::{FilterPolicy, MatchAttribute, MatchType, MatchValue, PolicyMatch},
+};
 
 const WAIT: u64 = 5;
 
@@ -74,6 +77,7 @@ impl Sent {
             service: self.service,
             name: b"name",
             resource: &resource,
+            resource_number: twox_hash::XxHash64::oneshot(0, &resource),
             span: &span,
         };
         graph.push(&seen, self.tick);
@@ -115,7 +119,7 @@ impl Observe for Sums {
 }
 
 fn graph(settings: &ServiceGraphs) -> ServiceGraph {
-    ServiceGraph::new(Tenant::single(), settings, &Common::default(), Ticks::new(Duration::from_secs(1)), 1)
+    ServiceGraph::new(Tenant::single(), settings, &Common::default(), Ticks::new(Duration::from_secs(1)), 1).expect("policies make sense")
 }
 
 fn settings() -> ServiceGraphs {
@@ -150,6 +154,7 @@ fn first<'a>(attributes: &'a [(&str, Value)], key: &str) -> Option<&'a Value> {
 #[derive(Debug)]
 struct Naive<'a> {
     span: &'a Sent,
+    filtered: bool,
     messaging: bool,
     peer: String,
     database: Option<String>,
@@ -179,7 +184,9 @@ fn naive<'a>(settings: &ServiceGraphs, span: &'a Sent, client: bool) -> Naive<'a
             labels.insert(format!("{prefix}{key}").replace('.', "_"), value);
         }
     }
-    Naive { span, messaging: matches!(span.kind, 4 | 5), peer, database: database.filter(|name| !name.is_empty()), weight, labels }
+    let filtered = !settings.filter_policies.is_empty() && span.error;
+    let database = database.filter(|name| !name.is_empty() && !filtered);
+    Naive { span, filtered, messaging: matches!(span.kind, 4 | 5), peer, database, weight, labels }
 }
 
 #[derive(Default)]
@@ -256,10 +263,11 @@ fn reference(settings: &ServiceGraphs, spans: &[Sent]) -> Result {
         let (c, s) = (client.span, server.span);
         client.database.is_none() && c.trace == s.trace && s.parent != 0 && c.id == s.parent && c.tick.abs_diff(s.tick) < WAIT
     };
-    for client in &clients {
+    for client in clients.iter().filter(|client| !client.filtered) {
         let service = client.span.service;
         let mut alone = true;
-        for server in servers.iter().filter(|server| pairs(client, server)) {
+        let answered = servers.iter().any(|server| server.filtered && pairs(client, server));
+        for server in servers.iter().filter(|server| !server.filtered && pairs(client, server)) {
             alone = false;
             let latency = server.span.start_ns.saturating_sub(client.span.end_ns);
             let latency = Some(latency).filter(|l| *l > 0 && server.messaging && settings.enable_messaging_system_latency_histogram);
@@ -270,17 +278,22 @@ fn reference(settings: &ServiceGraphs, spans: &[Sent]) -> Result {
         match &client.database {
             Some(database) => reference.edge(service, database, "database", "", [Some(client), None], [length(client); 2], None),
             None if !alone => {}
+            None if answered => reference.unpaired("client", "filtered"),
             None if client.peer.is_empty() => reference.unpaired("client", "no_partner"),
             None => reference.edge(service, &client.peer, "virtual_node", "server", [Some(client), None], [length(client), 0], None),
         }
     }
-    for server in &servers {
+    for server in servers.iter().filter(|server| !server.filtered) {
         let service = server.span.service;
         if server.span.parent == 0 {
             let client = if server.peer.is_empty() { "user" } else { &server.peer };
             reference.edge(client, service, "virtual_node", "client", [None, Some(server)], [0, length(server)], None);
-        } else if !clients.iter().any(|client| pairs(client, server)) {
-            reference.unpaired("server", "no_partner");
+        } else {
+            match clients.iter().find(|client| pairs(client, server)) {
+                Some(client) if client.filtered => reference.unpaired("server", "filtered"),
+                Some(_) => {}
+                None => reference.unpaired("server", "no_partner"),
+            }
         }
     }
     reference.result
@@ -341,10 +354,17 @@ fn spans() -> impl Strategy<Value = Vec<Sent>> {
     })
 }
 
+/// Rejects spans with an error.
+fn no_errors() -> FilterPolicy {
+    let attributes = vec![MatchAttribute { key: "status".to_owned(), value: MatchValue::String("STATUS_CODE_ERROR".to_owned()) }];
+    FilterPolicy { exclude: Some(PolicyMatch { match_type: MatchType::Strict, attributes }), ..FilterPolicy::default() }
+}
+
 fn any_settings() -> impl Strategy<Value = ServiceGraphs> {
     let dimensions = prop::sample::subsequence(vec!["region".to_owned(), "http.method".to_owned()], 0..3);
     let multiplier = prop::sample::select(vec!["", "ratio"]);
-    (any::<[bool; 3]>(), dimensions, multiplier).prop_map(|([prefix, latency, label], dimensions, multiplier)| ServiceGraphs {
+    (any::<[bool; 4]>(), dimensions, multiplier).prop_map(|([prefix, latency, label, filtered], dimensions, multiplier)| ServiceGraphs {
+        filter_policies: filtered.then(no_errors).into_iter().collect(),
         enable_client_server_prefix: prefix,
         enable_messaging_system_latency_histogram: latency,
         enable_virtual_node_label: label,
@@ -434,6 +454,21 @@ fn what_the_specification_promises() {
 }
 
 #[test]
+fn the_other_half_of_what_is_rejected_is_no_virtual_node() {
+    let settings = ServiceGraphs { filter_policies: vec![no_errors()], ..settings() };
+    let client = Sent::new(0, 1, 0, 3, "a").with("peer.service", "b");
+    let server = Sent { error: true, ..Sent::new(1, 2, 1, 2, "b") };
+    let mut graph = graph(&settings);
+    let mut sums = Sums::default();
+    [&client, &server].into_iter().for_each(|span| span.push_to(&mut graph));
+    graph.advance(100, &mut sums);
+    assert_eq!(requests(&sums), []);
+    assert_eq!(sums.result.keys().map(|(_, labels)| labels.as_str()).collect::<Vec<_>>(), ["cause=filtered,side=client"]);
+    let counts = Counts { edges: 1, dropped_edges: 1, filtered_spans: 1, ..Counts::default() };
+    assert_eq!(graph.take_counts(), counts);
+}
+
+#[test]
 fn all_consumers_of_a_message_are_edges() {
     let spans = [Sent::new(1, 8, 7, 5, "b"), Sent::new(1, 7, 1, 4, "a"), Sent::new(2, 9, 7, 5, "c"), Sent::new(3, 10, 7, 5, "b")];
     let edge = |server| format!("client=a,connection_type=messaging_system,server={server}");
@@ -480,7 +515,7 @@ fn too_many_halves_are_refused_and_counted() {
     assert_eq!(edges, 10);
     assert_eq!((unpaired("client", "max_items"), unpaired("server", "max_items")), (Some(90), Some(81)));
     assert_eq!((unpaired("client", "no_partner"), unpaired("server", "no_partner")), (Some(1), Some(9)));
-    assert_eq!(graph.take_counts(), Counts { edges: 20, expired_edges: 10, dropped_spans: 171 });
+    assert_eq!(graph.take_counts(), Counts { edges: 20, expired_edges: 10, dropped_spans: 171, ..Counts::default() });
     assert_eq!(graph.take_counts(), Counts::default());
 }
 

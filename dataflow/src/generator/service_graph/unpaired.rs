@@ -18,11 +18,13 @@ pub enum Cause {
     DuplicateId,
     /// Its resource has no `service.name`.
     NoServiceName,
+    /// Filter policies reject the other half.
+    Filtered,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::NoPartner, Self::MaxItems, Self::DuplicateId, Self::NoServiceName];
+    pub const ALL: [Self; 5] = [Self::NoPartner, Self::MaxItems, Self::DuplicateId, Self::NoServiceName, Self::Filtered];
 
     /// Value of the label `cause`.
     pub fn as_str(self) -> &'static str {
@@ -31,6 +33,7 @@ impl Cause {
             Self::MaxItems => "max_items",
             Self::DuplicateId => "duplicate_id",
             Self::NoServiceName => "no_service_name",
+            Self::Filtered => "filtered",
         }
     }
 }
