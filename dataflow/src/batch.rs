@@ -14,14 +14,14 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
 use storage::{
     block::{Meta, TraceSegments},
     id::{BlockId, Tenant, TraceId},
     segment::Segment,
-    wal::Position,
 };
 
-use crate::{live::CutTrace, manifest::Range};
+use crate::{live::CutTrace, records::Records};
 
 /// When a batch becomes a block.
 #[derive(Clone, Copy, Debug)]
@@ -43,18 +43,32 @@ pub(crate) struct Job {
     pub(crate) traces: Arc<Vec<TraceSegments>>,
 }
 
+/// What a block's spans came from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    /// Their records.
+    pub(crate) records: Records,
+    /// The tick at which the last of them arrived.
+    pub(crate) until: u64,
+}
+
 #[derive(Debug)]
 struct Open {
     traces: BTreeMap<TraceId, Vec<Arc<Segment>>>,
     bytes: usize,
+    /// When the first trace came.
+    begun: u64,
+    /// When the first and the last span had arrived.
     since: u64,
+    until: u64,
 }
 
 #[derive(Debug)]
 struct Pending {
     tenant: Tenant,
     traces: Arc<Vec<TraceSegments>>,
-    range: Range,
+    origin: Origin,
+    since: u64,
     bytes: usize,
     /// Once it is uploaded.
     meta: Option<Arc<Meta>>,
@@ -82,8 +96,15 @@ impl Batches {
     pub(crate) fn push(&mut self, trace: CutTrace, tick: u64, new_id: impl FnOnce() -> BlockId) -> Option<Job> {
         self.bytes += trace.bytes;
         let tenant = trace.tenant;
-        let open = self.open.entry(tenant.clone()).or_insert_with(|| Open { traces: BTreeMap::new(), bytes: 0, since: tick });
+        let open = self.open.entry(tenant.clone()).or_insert_with(|| Open {
+            traces: BTreeMap::new(),
+            bytes: 0,
+            begun: tick,
+            since: trace.since,
+            until: trace.until,
+        });
         open.bytes += trace.bytes;
+        (open.since, open.until) = (open.since.min(trace.since), open.until.max(trace.until));
         open.traces.entry(trace.trace_id).or_default().extend(trace.segments);
         if open.bytes < self.limits.bytes {
             return None;
@@ -101,7 +122,7 @@ impl Batches {
         let due: Vec<Tenant> = self
             .open
             .iter()
-            .filter(|(_, open)| all || tick.saturating_sub(open.since) >= limits.age)
+            .filter(|(_, open)| all || tick.saturating_sub(open.begun) >= limits.age)
             .map(|(tenant, _)| tenant.clone())
             .collect();
         due.into_iter().filter_map(|tenant| self.cut_tenant(tenant, new_id())).collect()
@@ -109,19 +130,21 @@ impl Batches {
 
     fn cut_tenant(&mut self, tenant: Tenant, block_id: BlockId) -> Option<Job> {
         let open = self.open.remove(&tenant)?;
-        let range = Range::of(open.traces.values().flatten().map(|segment| segment.position))?;
+        let records = Records::of(open.traces.values().flatten().map(|segment| segment.position));
         let traces = open.traces.into_iter().map(|(trace_id, segments)| TraceSegments { trace_id, segments });
         let traces = Arc::new(traces.collect::<Vec<_>>());
-        let pending = Pending { tenant: tenant.clone(), traces: Arc::clone(&traces), range, bytes: open.bytes, meta: None };
+        let origin = Origin { records, until: open.until };
+        let pending =
+            Pending { tenant: tenant.clone(), traces: Arc::clone(&traces), origin, since: open.since, bytes: open.bytes, meta: None };
         self.pending.insert(block_id, pending);
         Some(Job { block_id, tenant, traces })
     }
 
-    /// A block was uploaded: it goes into the next commit, and no longer holds the log. Returns where its records lie.
-    pub(crate) fn uploaded(&mut self, meta: &Meta) -> Option<Range> {
+    /// A block was uploaded: it goes into the next commit, and no longer holds the log. Returns what it came from.
+    pub(crate) fn uploaded(&mut self, meta: &Meta) -> Option<Origin> {
         let pending = self.pending.get_mut(&meta.block_id)?;
         pending.meta = Some(Arc::new(meta.clone()));
-        Some(pending.range)
+        Some(pending.origin.clone())
     }
 
     /// A job turned out to hold no trace that could be encoded: nothing of it will ever be committed.
@@ -149,11 +172,10 @@ impl Batches {
         self.published.iter().map(|(_, meta)| meta).filter(move |meta| meta.tenant_id == *tenant)
     }
 
-    /// The oldest record whose spans are in no uploaded block yet.
-    pub(crate) fn oldest(&self) -> Option<Position> {
-        let open = self.open.values().flat_map(|open| open.traces.values().flatten()).map(|segment| segment.position);
-        let pending = self.pending.values().filter(|pending| pending.meta.is_none()).map(|pending| pending.range.first);
-        open.chain(pending).min()
+    /// When the oldest span arrived that is in no uploaded block yet.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        let pending = self.pending.values().filter(|pending| pending.meta.is_none()).map(|pending| pending.since);
+        self.open.values().map(|open| open.since).chain(pending).min()
     }
 
     /// Everything here of one trace, each part with the block that it is going into.

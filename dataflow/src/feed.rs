@@ -5,14 +5,15 @@
 //! the probe, and only while the process holds fewer bytes than its budget.
 //!
 //! Ticks go on while reading pauses, so that traces already taken in are still cut, uploaded and let go.
+//!
+//! In a cluster each ingester has a feed for its own log. Time is the slowest feed's, so the logs are read side by side in the order of
+//! arrival, and copies of a span in different logs come at about the same tick, also when logs are read again or lag behind. Hence nobody
+//! may run ahead or stay behind for reasons of his own: see [`Pace`]. And since a trace's owner takes in spans that others feed, a feed
+//! pauses, too, while another process is full.
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    sync::{Arc, mpsc},
     thread::{self, JoinHandle, Thread},
     time::{Duration, Instant},
 };
@@ -28,7 +29,7 @@ use storage::{
 use timely::dataflow::{InputHandleVec, operators::probe};
 use tokio::runtime::Handle;
 
-use crate::{commit::Mark, metrics::Metrics, tick::Ticks};
+use crate::{cluster::Lost, commit::Mark, metrics::Metrics, records::place, tick::Ticks};
 
 /// Batches that may wait between the reader and the worker, each of about [`BATCH_BYTES`].
 const QUEUE: usize = 4;
@@ -38,11 +39,73 @@ const GATHER: Duration = Duration::from_millis(40);
 /// After an error, the log is read again this soon: time goes on meanwhile.
 const READ_AGAIN: Duration = Duration::from_millis(250);
 
-/// A segment and when its record was appended to the log, in Unix nanoseconds.
+/// A segment, whose position says its log, too (see [`crate::records`]).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Arrived {
     pub(crate) segment: Segment,
+    /// When its record was appended to the log, in Unix nanoseconds.
     pub(crate) at: u64,
+    /// Whether a generation before has counted it.
+    pub(crate) counted: bool,
+}
+
+/// How the clock of this process becomes ticks of the generation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// On its own: records have the tick of their arrival, and while there is nothing to read it is now, but not before this.
+    Own {
+        /// The clock when the generation began: checkpoints begin there.
+        start: u64,
+    },
+    /// In a cluster: all begin where the manifest ends, and go on no faster than time does, whatever clocks say.
+    Common {
+        /// First tick of the generation: what is read again arrives then.
+        floor: u64,
+        /// What tick it was, by the clock of the first process, when the generation began.
+        began: u64,
+        /// When that was.
+        since: Instant,
+        /// Added to ticks of this process's clock. 0 while it differs from the first process's by little.
+        shift: i64,
+        /// That little.
+        tolerance: u64,
+    },
+}
+
+impl Pace {
+    /// For a generation that began at tick `began`, which is about `now` by our own clock.
+    pub(crate) fn common(floor: u64, began: u64, now: u64, tolerance: u64) -> Self {
+        let skew = i64::try_from(began).unwrap_or(i64::MAX).saturating_sub_unsigned(now);
+        let shift = if skew.unsigned_abs() > tolerance { skew } else { 0 };
+        Self::Common { floor, began, since: Instant::now(), shift, tolerance }
+    }
+
+    /// The first tick at which there can be a checkpoint.
+    pub(crate) fn start(self) -> u64 {
+        match self {
+            Self::Own { start } => start,
+            Self::Common { floor, .. } => floor,
+        }
+    }
+
+    /// The tick of a record that arrived at `tick` by our clock.
+    fn arrival(self, tick: u64, ticks: Ticks) -> u64 {
+        match self {
+            Self::Own { .. } => tick,
+            Self::Common { floor, began, since, shift, tolerance } => {
+                let latest = began.saturating_add(ticks.at(since.elapsed())).saturating_add(2 * tolerance);
+                tick.saturating_add_signed(shift).min(latest).max(floor)
+            }
+        }
+    }
+
+    /// What tick it is when our clock says `tick` and nothing waits to be read.
+    fn idle(self, tick: u64, ticks: Ticks) -> u64 {
+        match self {
+            Self::Own { start } => tick.max(start),
+            Self::Common { .. } => self.arrival(tick, ticks),
+        }
+    }
 }
 
 /// What the reader hands to the worker.
@@ -61,8 +124,12 @@ pub(crate) struct ReaderThread {
     pub(crate) ticks: Ticks,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) runtime: Handle,
-    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) lost: Lost,
     pub(crate) metrics: Arc<Metrics>,
+    /// Number of the log in this generation.
+    pub(crate) log: usize,
+    /// Records before this were counted by a generation before.
+    pub(crate) counted: Position,
 }
 
 impl ReaderThread {
@@ -76,7 +143,7 @@ impl ReaderThread {
     fn run(mut self, batches: &mpsc::SyncSender<Batch>, worker: &Thread) {
         let (mut records, mut walk) = (Vec::new(), Walk::default());
         let mut head = self.wal.head();
-        while !self.stop.load(Ordering::Relaxed) {
+        while !self.lost.is_set() {
             let now = self.ticks.at(self.clock.now());
             head.mark_unchanged();
             records.clear();
@@ -112,8 +179,9 @@ impl ReaderThread {
             match otlp::index(&body, walk) {
                 Ok(()) => {
                     let at = u64::try_from(record.at.as_nanos()).unwrap_or(u64::MAX);
-                    let split = Segment::split(&record.tenant, record.position, &body, walk);
-                    segments.extend(split.into_iter().map(|segment| Arrived { segment, at }));
+                    let split = Segment::split(&record.tenant, place(self.log, record.position), &body, walk);
+                    let counted = record.position < self.counted;
+                    segments.extend(split.into_iter().map(|segment| Arrived { segment, at, counted }));
                 }
                 Err(error) => {
                     tracing::error!(%error, position = record.position.0, "record passed its checksum but is not OTLP, skipping it");
@@ -142,6 +210,8 @@ pub(crate) struct Feed {
     pub(crate) ticks: Ticks,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) wal: Wal,
+    /// Number of the log in this generation.
+    pub(crate) log: usize,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) waiting: Option<Batch>,
     /// End of the last record fed.
@@ -151,8 +221,7 @@ pub(crate) struct Feed {
     pub(crate) tick: u64,
     /// When the tick last moved.
     pub(crate) moved: Instant,
-    /// The clock when the generation began: checkpoints begin there.
-    pub(crate) start_tick: u64,
+    pub(crate) pace: Pace,
     pub(crate) last_mark: u64,
 }
 
@@ -161,11 +230,12 @@ pub(crate) struct Feed {
 pub(crate) struct ReaderGone;
 
 impl Feed {
-    /// Feeds what is admitted. `resident` is what the process holds now. Returns whether the budget stands in the way.
+    /// Feeds what is admitted. `resident` is what the process holds now; `elsewhere` says whether another process is full. Returns whether
+    /// our own budget stands in the way.
     ///
     /// # Errors
     /// There will never be more to feed, or the reader was told to stop.
-    pub(crate) fn step(&mut self, probe: &probe::Handle<u64>, resident: usize) -> Result<bool, ReaderGone> {
+    pub(crate) fn step(&mut self, probe: &probe::Handle<u64>, resident: usize, elsewhere: bool) -> Result<bool, ReaderGone> {
         let mut resident = resident;
         loop {
             let batch = match self.waiting.take().map_or_else(|| self.batches.try_recv(), Ok) {
@@ -175,19 +245,26 @@ impl Feed {
             };
             match batch {
                 Batch::Idle { tick, next } => {
-                    self.advance(tick.max(self.start_tick));
+                    self.advance(self.pace.idle(tick, self.ticks));
                     // Behind the last record there may be damage or a gap.
                     self.passed(next);
                 }
                 Batch::Records { tick, mut segments, bytes, next } => {
-                    self.advance(tick);
+                    self.advance(self.pace.arrival(tick, self.ticks));
                     let behind = probe.less_than(&self.tick.saturating_sub(self.window));
                     let full = resident >= self.resident_budget;
-                    if behind || full {
-                        self.metrics.feed_paused.with_label_values(&[if full { "budget" } else { "window" }]).inc();
+                    if behind || full || elsewhere {
+                        let reason = if full {
+                            "budget"
+                        } else if elsewhere {
+                            "elsewhere"
+                        } else {
+                            "window"
+                        };
+                        self.metrics.feed_paused.with_label_values(&[reason]).inc();
                         self.waiting = Some(Batch::Records { tick, segments, bytes, next });
-                        if full {
-                            self.advance(self.ticks.at(self.clock.now()).max(self.start_tick));
+                        if full || elsewhere {
+                            self.go_on();
                         }
                         return Ok(full);
                     }
@@ -196,6 +273,15 @@ impl Feed {
                     resident += bytes;
                 }
             }
+        }
+    }
+
+    /// Time must go on while reading pauses, or nothing would be committed and the pause would never end. In a cluster only as fast as it
+    /// does anyway, so that what waits is not fed at a later tick than its copies.
+    fn go_on(&mut self) {
+        match self.pace {
+            Pace::Own { .. } => self.advance(self.pace.idle(self.ticks.at(self.clock.now()), self.ticks)),
+            Pace::Common { .. } => self.advance(0),
         }
     }
 
@@ -229,7 +315,8 @@ impl Feed {
         self.moved = Instant::now();
         let due = checkpoint_before(tick, self.checkpoint_every);
         if due > self.last_mark && due >= self.tick {
-            self.marks.send(Mark { tick: due, position: self.fed });
+            let (log, wal) = (self.log, self.wal.id());
+            self.marks.send(Mark { log, wal, since: self.tick, until: tick - 1, position: self.fed });
             self.last_mark = due;
         }
         self.tick = tick;
@@ -283,8 +370,10 @@ mod tests {
             ticks: Ticks::new(Duration::from_millis(250)),
             clock: Arc::new(SystemClock),
             runtime: Handle::current(),
-            stop: Arc::default(),
+            lost: Lost::default(),
             metrics: Arc::new(Metrics::new(&registry).expect("nothing is registered")),
+            log: 0,
+            counted: Position::default(),
         };
         let mut records = Vec::new();
         thread.reader.read(BATCH_BYTES, &mut records).expect("read");

@@ -2,18 +2,23 @@
 //!
 //! A generation begins by reading the newest manifest: it publishes the blocks listed there once more, unless they were compacted or
 //! deleted meanwhile, learns which spans they hold, and reads the log from where the manifest says. A block that cannot be read any more
-//! is passed over: the block that it was compacted into has its spans, and those that the log brings again are copies, which queries drop. It ends when it is told to, or when a worker panics or the committer finds that somebody
-//! else commits; then the next one begins in the same process. Nothing outlives a generation but the log, the bucket and the blocklist.
+//! is passed over: the block that it was compacted into has its spans, and those that the log brings again are copies, which queries drop.
+//! It ends when it is told to, when a worker panics, when the committer finds that somebody else commits, or when a member of its
+//! [`Formation`] is lost; then the next one begins in the same process. Nothing outlives a generation but the log, the bucket and the
+//! blocklist.
+//!
+//! In a cluster the first process claims the manifest for the generation, and the others wait for that. So all of them begin from the
+//! same one, and what was still on its way in the generation before can no longer be committed (see [`crate::manifest`]).
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::AssertUnwindSafe,
     pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
-    thread::{self, JoinHandle, Thread},
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -26,24 +31,28 @@ use parking_lot::Mutex;
 use storage::{
     block::{BlockError, Meta, Reader, chain},
     compactor::Publication,
-    id::{BlockId, Tenant},
-    wal::{Position, WalError},
+    id::Tenant,
+    wal::{AppendError, WalError},
 };
-use timely::{CommunicationConfig, WorkerConfig};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc as queue};
 
 use crate::{
-    commit::{Committer, Mailbox, publish},
-    feed::ReaderThread,
+    cluster::{self, Cause, Epoch, Formation, Lost, Member, StartError, panic_text},
+    commit::{Committer, Keepers, Mailbox, Replicas, publish},
+    feed::{Pace, ReaderThread},
     generator::{
         self,
         accumulate::Routes,
         checkpoint::{Keeper, Restored},
     },
-    handle::{Components, Link},
+    handle::{Components, Connection, Link},
+    ledger::Ledger,
+    letters::Post,
     manifest::{CommittedBlock, Manifest, ManifestError, Positions},
     metrics::Metrics,
+    seat::Seat,
     settings::Settings,
+    steward::{Books, Staff, Steward},
     tick::Ticks,
     upload::{Pool, Uploader},
     worker::{self, KnownSpans, Request, Shared, Source, Start},
@@ -61,17 +70,33 @@ pub(crate) enum GenerationError {
     /// A block that the manifest lists cannot be read.
     #[error("block that the manifest lists")]
     Block(#[source] Box<BlockError>),
-    /// The operating system refused a thread, or timely refused to start.
-    #[error("dataflow cannot start: {0}")]
-    Start(String),
-    /// A worker panicked.
-    #[error("worker panicked: {0}")]
-    Panic(String),
+    /// The log cannot go on where the manifest says that it ended.
+    #[error("write-ahead log cannot be continued")]
+    Append(#[from] AppendError),
+    /// The operating system refused a thread or a socket.
+    #[error("dataflow cannot start")]
+    Start(#[from] StartError),
+    /// It was told to end, by whatever was not planned.
+    #[error("{0}")]
+    Lost(Cause),
 }
 
 impl From<BlockError> for GenerationError {
     fn from(error: BlockError) -> Self {
         Self::Block(Box::new(error))
+    }
+}
+
+impl GenerationError {
+    /// A word for it, as metrics carry it.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Manifest(_) => "manifest",
+            Self::Wal(_) | Self::Append(_) => "wal",
+            Self::Block(_) => "block",
+            Self::Start(_) => "start_failed",
+            Self::Lost(cause) => cause.label(),
+        }
     }
 }
 
@@ -81,47 +106,103 @@ const STOP_POLL: Duration = Duration::from_millis(50);
 /// Blocks whose span identities are read at the same time during recovery.
 const RECOVERY_READS: usize = 4;
 
-/// Runs one generation to its end. `Ok` when it was told to stop.
-pub(crate) fn run(
-    settings: &Settings,
-    components: &Components,
-    metrics: &Arc<Metrics>,
-    generator_metrics: Option<&Arc<generator::metrics::Metrics>>,
-    link: &Link,
-    stopped: &AtomicBool,
-) -> Result<(), GenerationError> {
+/// What a generation begins with.
+struct Recovered {
+    manifest: Manifest,
+    known: Vec<KnownSpans>,
+    restored: Restored,
+}
+
+/// What the generations of a process have in common.
+pub(crate) struct Host {
+    pub(crate) settings: Settings,
+    pub(crate) components: Components,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Where there is a generator.
+    pub(crate) generator_metrics: Option<Arc<generator::metrics::Metrics>>,
+    /// Where the workers of the current one are to be found.
+    pub(crate) link: Arc<Link>,
+    /// No more generations are wanted.
+    pub(crate) stopped: Arc<AtomicBool>,
+}
+
+/// Runs one generation to its end. `Ok` when it was told to stop. `epoch` is its name in a cluster.
+pub(crate) fn run(host: &Host, formation: Formation, epoch: Option<Epoch>) -> Result<(), GenerationError> {
+    let Host { settings, components, metrics, generator_metrics, link, stopped } = host;
     let runtime = components.runtime.clone();
     let ticks = Ticks::new(settings.tick);
     let spanning = |duration| ticks.spanning(duration);
-    let keeper = components.generator.as_ref().zip(generator_metrics).map(|(generator, metrics)| Keeper {
+    let roles = formation.members.iter().map(|member| member.role).collect();
+    let seat = Seat { index: formation.index, threads: formation.threads, roles };
+    let (workers, lost) = (seat.threads, formation.lost.clone());
+    let members: Arc<[Member]> = formation.members.as_slice().into();
+    let keeper = components.generator.as_ref().zip(generator_metrics.as_ref()).map(|(generator, metrics)| Keeper {
         snapshots: generator.snapshots.clone(),
         metrics: Arc::clone(metrics),
         ticks,
         // For as long as a copy would be recognised: while its trace is live, and the window after that.
         window: spanning(settings.trace_live_period) + spanning(settings.trace_idle_period) + spanning(settings.duplicate_window),
     });
-    // Recovery waits for the bucket, perhaps for ever; whoever wants to stop should not have to.
+    // Recovery waits for the bucket and for others, perhaps for ever; whoever wants to stop should not have to.
     let recovery = async {
-        match select(pin!(recover(components, metrics, keeper.as_ref())), pin!(until(stopped))).await {
+        let began = async {
+            let manifest = match &epoch {
+                None => components.manifests.load().await?,
+                Some(epoch) if seat.index == 0 => components.manifests.claim(epoch, ticks.at(components.clock.now())).await?,
+                Some(epoch) => components.manifests.claimed(epoch).await?,
+            };
+            recover(components, metrics, keeper.as_ref(), manifest).await
+        };
+        match select(pin!(began), pin!(until(stopped, &lost))).await {
             Either::Left((recovered, _)) => Some(recovered),
             Either::Right(_) => None,
         }
     };
-    let Some(recovered) = runtime.block_on(recovery) else { return Ok(()) };
-    let (manifest, known, restored) = recovered?;
-    let workers = settings.workers.max(1);
-    let Positions { held, counted } = manifest.positions.get(&components.wal.id()).copied().unwrap_or_default();
-    // After a power loss a log that does not fsync may end before what was committed from it: positions are never used again.
-    runtime.block_on(components.wal.advance_to(held)).map_err(|error| GenerationError::Start(error.to_string()))?;
-    let replay_to = *components.wal.head().borrow();
-    let reader = components.wal.reader(held)?;
-    let from = reader.position();
+    let Some(recovered) = runtime.block_on(recovery) else { return ended(&lost) };
+    let Recovered { manifest, known, restored } = recovered?;
+    let now = ticks.at(components.clock.now());
+    let pace = match &epoch {
+        None => Pace::Own { start: now },
+        Some(_) => Pace::common(manifest.tick + 1, manifest.began, now, settings.window),
+    };
+    let start_tick = pace.start();
+    let replicas = match &epoch {
+        None => Replicas::default(),
+        Some(_) => Replicas { earlier: settings.window, later: spanning(settings.duplicate_window) },
+    };
     let shared = Arc::new(Shared {
-        stop: Arc::new(AtomicBool::new(false)),
+        lost: lost.clone(),
         held: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
         pressure: AtomicBool::new(false),
-        applied: Mutex::new(from),
+        applied: Mutex::default(),
+        replayed: AtomicUsize::new(0),
+        full: (0..seat.processes()).map(|_| AtomicBool::new(false)).collect(),
     });
+    let wal = components.wal.clone().filter(|_| seat.feeds(seat.index));
+    let source = match &wal {
+        Some(wal) => {
+            let Positions { held, counted } = manifest.positions.get(&wal.id()).copied().unwrap_or_default();
+            // After a power loss a log that does not fsync may end before what was committed from it: positions are never used again.
+            runtime.block_on(wal.advance_to(held))?;
+            let replay_to = *wal.head().borrow();
+            let reader = wal.reader(held)?;
+            let from = reader.position();
+            *shared.applied.lock() = from;
+            let reader = ReaderThread {
+                wal: wal.clone(),
+                reader,
+                ticks,
+                clock: Arc::clone(&components.clock),
+                runtime: runtime.clone(),
+                lost: lost.clone(),
+                metrics: Arc::clone(metrics),
+                log: seat.index,
+                counted,
+            };
+            Some((reader, from, replay_to))
+        }
+        None => None,
+    };
     let mailbox = Arc::new(Mailbox::default());
     let pool = Pool {
         store: components.store.clone(),
@@ -131,146 +212,141 @@ pub(crate) fn run(
         clock: Arc::clone(&components.clock),
         metrics: Arc::clone(metrics),
     };
-    let generator = components.generator.as_ref().zip(generator_metrics).map(|(generator, metrics)| worker::GeneratorStart {
+    let (sequence, tick) = (manifest.sequence, manifest.tick);
+    let ledger = Arc::new(Ledger::default());
+    let generator = components.generator.as_ref().zip(generator_metrics.as_ref()).map(|(generator, metrics)| worker::GeneratorStart {
         tenants: Arc::clone(&generator.tenants),
         metrics: Arc::clone(metrics),
-        routes: Routes::new(Arc::clone(&generator.tenants)),
+        routes: Routes::new(Arc::clone(&generator.tenants), seat.series_workers()),
         restored: Arc::new(restored),
+        ledger: Arc::clone(&ledger),
     });
+    if let (Some(keeper), Some(generator)) = (keeper.as_ref().filter(|_| manifest.generator.is_some()), &generator) {
+        let (mut routes, ours) = (generator.routes.clone(), seat.workers(seat.index));
+        let series = generator.restored.contents.series.iter();
+        let ours = series.filter(|there| ours.contains(&usize::try_from(routes.of(&there.series)).unwrap_or(usize::MAX)));
+        keeper.publish(sequence, tick, ours);
+    }
     let generators: Vec<_> = (0..workers).map(|_| Mutex::new(generator.clone())).collect();
     drop(generator);
     let known: Vec<_> = std::iter::repeat_n(Arc::new(known), workers).map(|known| Mutex::new(Some(known))).collect();
-    let start_tick = ticks.at(components.clock.now());
     let published = Mutex::new(Some(published_lately(components, settings)));
 
-    // Each worker takes its end of its queues when its thread runs, and tells us its thread so that it can be woken.
+    // Each worker takes its end of its queues when its thread runs.
     let (request_senders, request_receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel::<Request>()).unzip();
     let receivers: Vec<_> = request_receivers.into_iter().map(|receiver| Mutex::new(Some(receiver))).collect();
-    let (thread_sender, threads) = mpsc::channel::<(usize, Thread)>();
-    let source = Mutex::new(Some(ReaderThread {
-        wal: components.wal.clone(),
-        reader,
-        ticks,
-        clock: Arc::clone(&components.clock),
-        runtime: runtime.clone(),
-        stop: Arc::clone(&shared.stop),
-        metrics: Arc::clone(metrics),
-    }));
-    let failure = Arc::new(Mutex::new(None));
+    let (orders, ordered) = queue::unbounded_channel();
+    let source = Mutex::new(source);
     let reader_thread = Arc::new(Mutex::new(None));
     let closure = {
         let (settings, shared, metrics, mailbox) = (settings.clone(), Arc::clone(&shared), Arc::clone(metrics), Arc::clone(&mailbox));
-        let (wal, clock, failure) = (components.wal.clone(), Arc::clone(&components.clock), Arc::clone(&failure));
-        let reader_thread = Arc::clone(&reader_thread);
-        move |worker: &mut timely::worker::Worker| {
-            let index = worker.index();
-            let body = AssertUnwindSafe(|| -> Result<(), String> {
-                let requests = receivers[index].lock().take().ok_or("worker started twice")?;
-                thread_sender.send((index, thread::current())).map_err(|_| "generation is gone")?;
-                let (results, uploads) = mpsc::channel();
-                let source = source.lock().take_if(|_| index == 0);
-                let source = match source {
-                    Some(reader) => {
-                        let (batches, handle) = reader.spawn(thread::current()).map_err(|error| error.to_string())?;
-                        *reader_thread.lock() = Some(handle);
-                        Some(Source { batches, from, wal: wal.clone(), clock: Arc::clone(&clock) })
-                    }
-                    None => None,
-                };
-                let start = Start {
-                    settings: settings.clone(),
-                    shared: Arc::clone(&shared),
-                    metrics: Arc::clone(&metrics),
-                    requests,
-                    uploads,
-                    uploader: Uploader::new(pool.clone(), results, thread::current()),
-                    wal_id: wal.id(),
-                    known: known[index].lock().take().unwrap_or_default(),
-                    generator: generators[index].lock().take(),
-                    published: published.lock().take_if(|_| index == 0).unwrap_or_default(),
-                    replay_to,
-                    counted,
-                    start_tick,
-                    source,
-                    mailbox: (index == 0).then(|| Arc::clone(&mailbox)),
-                };
-                worker::run(worker, start)
-            });
-            let outcome = catch_unwind(body).unwrap_or_else(|panic| Err(panic_text(panic.as_ref())));
-            if let Err(error) = outcome {
-                tracing::error!(worker = index, error, "dataflow worker failed, the generation ends");
-                failure.lock().get_or_insert(error);
-                for dataflow in worker.installed_dataflows() {
-                    worker.drop_dataflow(dataflow);
+        let (wal, clock, seat) = (wal.clone(), Arc::clone(&components.clock), seat.clone());
+        let (reader_thread, orders) = (Arc::clone(&reader_thread), orders.clone());
+        move |worker: &mut timely::worker::Worker| -> Result<(), String> {
+            let local = worker.index() - seat.workers(seat.index).start;
+            let is_first = local == 0;
+            let requests = receivers[local].lock().take().ok_or("worker started twice")?;
+            let (results, uploads) = mpsc::channel();
+            let source = match (source.lock().take_if(|_| is_first), &wal) {
+                (Some((reader, from, replay_to)), Some(wal)) => {
+                    let (batches, handle) = reader.spawn(thread::current()).map_err(|error| error.to_string())?;
+                    *reader_thread.lock() = Some(handle);
+                    Some(Source { batches, from, replay_to, pace, wal: wal.clone(), clock: Arc::clone(&clock) })
                 }
-            }
-            shared.stop.store(true, Ordering::SeqCst);
+                _ => None,
+            };
+            let start = Start {
+                seat: seat.clone(),
+                settings: settings.clone(),
+                shared: Arc::clone(&shared),
+                metrics: Arc::clone(&metrics),
+                requests,
+                uploads,
+                uploader: Uploader::new(pool.clone(), results, thread::current()),
+                known: known[local].lock().take().unwrap_or_default(),
+                generator: generators[local].lock().take(),
+                published: published.lock().take_if(|_| is_first).unwrap_or_default(),
+                start_tick,
+                replicas,
+                source,
+                orders: is_first.then(|| orders.clone()),
+                mailbox: (worker.index() == 0).then(|| Arc::clone(&mailbox)),
+            };
+            worker::run(worker, start)
         }
     };
-    let (builders, others) = CommunicationConfig::Process(workers).try_build().map_err(GenerationError::Start)?;
-    let guards = timely::execute::execute_from(builders, others, WorkerConfig::default(), closure).map_err(GenerationError::Start)?;
-    let mut worker_threads: Vec<Option<Thread>> = vec![None; workers];
-    for (index, thread) in threads.iter().take(workers) {
-        worker_threads[index] = Some(thread);
-    }
-    let worker_threads: Vec<Thread> = worker_threads.into_iter().flatten().collect();
-    let wake = {
-        let threads = worker_threads.clone();
-        move || threads.iter().for_each(Thread::unpark)
+    let failed = lost.clone();
+    let work = move |worker: &mut timely::worker::Worker| {
+        if let Err(error) = closure(worker) {
+            failed.set(Cause::Failed { error });
+        }
     };
+    let running = cluster::start(formation, cluster::Options::default(), work)?;
+    let staff = Staff { senders: request_senders, threads: running.threads() };
+    let post = Post { index: seat.index, processes: seat.processes(), staff: staff.clone() };
 
     // The committer is the only writer of manifests of this generation.
-    let committer = Committer {
+    let (answers, answered) = queue::unbounded_channel();
+    let window = keeper.as_ref().map(|keeper| keeper.window);
+    let committer = (seat.index == 0).then(|| Committer {
         manifests: components.manifests.clone(),
         store: components.store.clone(),
-        blocklist: components.blocklist.clone(),
-        wal: components.wal.clone(),
         metrics: Arc::clone(metrics),
         commit_interval: settings.commit_interval,
-        generator: keeper,
-    };
-    let commit_failed = Arc::clone(&failure);
-    let (commit_stop, commit_senders, commit_wake) = (Arc::clone(&shared.stop), request_senders.clone(), wake.clone());
-    let commit_task = runtime.spawn(async move {
-        let committed = |ids: &[BlockId]| {
-            let ids: Arc<[BlockId]> = ids.into();
-            for sender in &commit_senders {
-                // A worker that is gone needs no news.
-                let _ = sender.send(Request::Committed(Arc::clone(&ids)));
-            }
-            commit_wake();
-        };
-        let ended = AssertUnwindSafe(committer.run(manifest, &mailbox, committed)).catch_unwind().await;
-        let error = match ended {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(panic) => panic_text(panic.as_ref()),
-        };
-        tracing::error!(error, "commit failed, the generation ends");
-        commit_failed.lock().get_or_insert(error);
-        commit_stop.store(true, Ordering::SeqCst);
+        absent: spanning(settings.absent_log_window),
+        keepers: window.map(|window| Keepers { answers: answered, window }),
+        post: post.clone(),
     });
+    let commit_lost = lost.clone();
+    let commit_task = committer.map(|committer| {
+        runtime.spawn(async move {
+            let ended = AssertUnwindSafe(committer.run(manifest, &mailbox)).catch_unwind().await;
+            let error = match ended {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(panic) => panic_text(panic.as_ref()),
+            };
+            tracing::error!(error, "commit failed, the generation ends");
+            commit_lost.set(Cause::Failed { error });
+        })
+    });
+    let steward = Steward {
+        post,
+        staff: staff.clone(),
+        shared: Arc::clone(&shared),
+        wal,
+        blocklist: components.blocklist.clone(),
+        books: keeper.map(|keeper| Books { keeper, ledger, manifests: components.manifests.clone() }),
+        answers: Some(answers),
+    };
+    let steward_task = runtime.spawn(steward.run(ordered));
 
-    link.connect(request_senders, worker_threads, Arc::clone(&shared));
+    link.connect(Connection { seat: seat.clone(), epoch, members, staff, shared, orders });
     if stopped.load(Ordering::SeqCst) {
         // Told to stop before there was a connection to tell it through.
-        shared.stop.store(true, Ordering::SeqCst);
-        wake();
+        lost.set(Cause::Stop);
     }
-    tracing::info!(workers, from = from.0, "dataflow generation begins");
-    let results = guards.join();
+    tracing::info!(workers, processes = seat.processes(), index = seat.index, start_tick, "dataflow generation begins");
+    running.join();
     link.disconnect();
-    shared.stop.store(true, Ordering::SeqCst);
-    commit_task.abort();
-    // It sees the stop flag or its queue gone; a reader that panicked has said so.
+    steward_task.abort();
+    let _ = commit_task.as_ref().map(tokio::task::JoinHandle::abort);
+    // It sees that the generation is lost or its queue gone; a reader that panicked has said so.
     let reader_thread = reader_thread.lock().take();
     let _ = reader_thread.map(JoinHandle::join);
-    // The aborted task may be in the middle of a put; wait until it is not, so that the next generation reads what it wrote.
-    let _ = runtime.block_on(commit_task);
-    let failure = failure.lock().take();
-    match failure.or_else(|| results.into_iter().find_map(Result::err)) {
-        Some(error) => Err(GenerationError::Panic(error)),
-        None => Ok(()),
+    // An aborted task may be in the middle of a put; wait until it is not, so that the next generation reads what it wrote.
+    let _ = runtime.block_on(steward_task);
+    if let Some(commit_task) = commit_task {
+        let _ = runtime.block_on(commit_task);
+    }
+    ended(&lost)
+}
+
+/// What the end of a generation is for whoever runs it.
+fn ended(lost: &Lost) -> Result<(), GenerationError> {
+    match lost.cause() {
+        None | Some(Cause::Stop) => Ok(()),
+        Some(cause) => Err(GenerationError::Lost(cause)),
     }
 }
 
@@ -282,25 +358,24 @@ fn published_lately(components: &Components, settings: &Settings) -> Vec<Arc<Met
     components.blocklist.tenants().into_iter().flat_map(blocks).collect()
 }
 
-/// Returns when the flag is set.
-async fn until(stopped: &AtomicBool) {
-    while !stopped.load(Ordering::SeqCst) {
+/// Returns when the process stops or the generation is lost before it has begun.
+async fn until(stopped: &AtomicBool, lost: &Lost) {
+    while !stopped.load(Ordering::SeqCst) && !lost.is_set() {
         tokio::time::sleep(STOP_POLL).await;
     }
 }
 
-/// Reads the manifest, publishes what it lists, and learns which spans need not be stored again.
+/// Publishes what the manifest lists, and learns which spans need not be stored again.
 async fn recover(
     components: &Components,
     metrics: &Metrics,
     keeper: Option<&Keeper>,
-) -> Result<(Manifest, Vec<KnownSpans>, Restored), GenerationError> {
-    let manifest = components.manifests.load().await?;
+    manifest: Manifest,
+) -> Result<Recovered, GenerationError> {
     let restored = match keeper {
         Some(keeper) => keeper.restore(&components.manifests, &manifest).await?,
         None => Restored::default(),
     };
-    let counted = manifest.positions.get(&components.wal.id()).map_or_else(Position::default, |positions| positions.counted);
     let mut readable = Vec::new();
     for block in &manifest.blocks {
         match publish(&components.store, block).await {
@@ -313,30 +388,33 @@ async fn recover(
         }
     }
     let known = stream::iter(readable)
-        .map(|block| known_spans(components, metrics, counted, block))
+        .map(|block| known_spans(components, metrics, &manifest, block))
         .buffer_unordered(RECOVERY_READS)
         .try_concat()
         .await?;
-    Ok((manifest, known, restored))
+    Ok(Recovered { manifest, known, restored })
 }
 
 async fn known_spans(
     components: &Components,
     metrics: &Metrics,
-    counted: Position,
+    manifest: &Manifest,
     block: CommittedBlock,
 ) -> Result<Vec<KnownSpans>, GenerationError> {
-    let wal_id = components.wal.id();
-    let Some(range) = block.records.get(&wal_id) else { return Ok(Vec::new()) };
-    if range.last < components.wal.tail() {
+    // Of a log that is not here nobody knows how much of it is left.
+    let ours = components.wal.as_ref().map(|wal| (wal.id(), wal.tail()));
+    let may_come_again = manifest.epoch.is_some()
+        || block.records.iter().any(|(wal, range)| ours.is_some_and(|(id, tail)| id == *wal && range.last >= tail));
+    if !may_come_again {
         return Ok(Vec::new());
     }
+    let positions = |wal| manifest.positions.get(wal).copied().unwrap_or_default();
+    let is_counted = block.records.iter().all(|(wal, range)| range.last < positions(wal).counted);
     let tenant = block.meta.tenant_id.clone();
     let meta = Arc::new(block.meta);
     let keys = async { Reader::open(&components.store, Arc::clone(&meta)).await?.span_keys().await };
     let reason = match keys.await {
         Ok(keys) => {
-            let is_counted = range.last < counted;
             let known = |(trace_id, keys)| KnownSpans { tenant: tenant.clone(), trace_id, keys, is_counted };
             return Ok(keys.into_iter().map(known).collect());
         }
@@ -353,10 +431,4 @@ async fn known_spans(
 /// Whether an object of the block is not there.
 fn is_gone(error: &BlockError) -> bool {
     matches!(error, BlockError::Store { source, .. } if matches!(source.source, object_store::Error::NotFound { .. }))
-}
-
-/// What a panic said.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "worker panicked".to_owned())
 }

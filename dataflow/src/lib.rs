@@ -20,19 +20,28 @@
 //! recent traces and the worker answers between two steps.
 
 mod batch;
+pub mod cluster;
 mod commit;
 mod feed;
 mod generation;
 pub mod generator;
 mod handle;
+mod ledger;
+mod letters;
 pub mod live;
 pub mod manifest;
 mod metrics;
+pub mod records;
 pub mod remote_write;
+mod seat;
 mod settings;
+mod steward;
+mod tails;
 pub mod tick;
 mod upload;
 mod worker;
 
-pub use handle::{Components, Dataflow, DataflowError, RecentAnswer, RecentPart, RecentTrace};
+pub use handle::{Components, Dataflow, DataflowError, Formations, Membership, Mesh};
+pub use seat::Workers;
 pub use settings::Settings;
+pub use tails::{TailQuestion, Tails};

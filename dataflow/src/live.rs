@@ -22,7 +22,6 @@ use std::{
 use storage::{
     id::{SpanKey, Tenant, TraceId},
     segment::Segment,
-    wal::Position,
 };
 
 /// Limits in ticks and bytes.
@@ -49,6 +48,10 @@ pub struct CutTrace {
     pub segments: Vec<Arc<Segment>>,
     /// Bytes held for it.
     pub bytes: usize,
+    /// When its first span arrived.
+    pub since: u64,
+    /// When its last span arrived.
+    pub until: u64,
 }
 
 /// See the module documentation.
@@ -296,12 +299,14 @@ impl LiveTraces {
         entry.forget_at = entry.forget_at.max(tick.saturating_add(self.limits.window));
         entry.seen.shrink();
         self.bytes -= bytes;
-        cut(CutTrace { tenant: tenant.clone(), trace_id, segments, bytes });
+        let (since, until) = (entry.first_tick, entry.last_tick);
+        cut(CutTrace { tenant: tenant.clone(), trace_id, segments, bytes, since, until });
     }
 
-    /// The oldest record that a live trace came from.
-    pub fn oldest(&self) -> Option<Position> {
-        self.tenants.values().flat_map(HashMap::values).flat_map(|entry| &entry.segments).map(|segment| segment.position).min()
+    /// When the oldest span that is held arrived.
+    pub fn oldest(&self) -> Option<u64> {
+        let live = self.tenants.values().flat_map(HashMap::values).filter(|entry| !entry.segments.is_empty());
+        live.map(|entry| entry.first_tick).min()
     }
 
     /// What is live of one trace.
@@ -361,7 +366,7 @@ mod tests {
 
     use bytes::Bytes;
     use proptest::prelude::*;
-    use storage::{otlp::Slice, segment::SpanRef};
+    use storage::{otlp::Slice, segment::SpanRef, wal::Position};
 
     use super::*;
 
@@ -451,7 +456,7 @@ mod tests {
         live.remember(&Tenant::single(), trace_id(1), &[SpanKey { span_id: 7, kind: 1 }]);
         let pushed = live.push(segment(1, &[7, 8], 1), 1);
         assert_eq!((pushed.duplicates, pushed.began), (1, true));
-        assert_eq!(live.oldest(), Some(Position(1)));
+        assert_eq!(live.oldest(), Some(1));
     }
 
     #[test]

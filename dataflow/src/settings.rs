@@ -30,6 +30,9 @@ pub struct Settings {
     /// Without new blocks, a commit is made at most this often: it saves reading at the next start and disk until then, and publishes
     /// the metrics-generator's series.
     pub commit_interval: Duration,
+    /// In a cluster: blocks that hold spans of a member's log are remembered while that log may come back, at most this long after it was
+    /// last read.
+    pub absent_log_window: Duration,
     /// A series of the metrics-generator ends after this long without an observation (`metrics_generator.registry.stale_duration`).
     pub stale_duration: Duration,
     /// Blocks encoded at the same time.
@@ -54,6 +57,7 @@ impl Default for Settings {
             resident_bytes: 160 << 20,
             checkpoint_interval: Duration::from_secs(1),
             commit_interval: Duration::from_secs(5),
+            absent_log_window: Duration::from_secs(24 * 60 * 60),
             stale_duration: Duration::from_secs(15 * 60),
             encoders: 1,
             published_window: Duration::from_secs(20 * 60),

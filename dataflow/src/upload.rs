@@ -18,7 +18,7 @@ use storage::{
 };
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
 
-use crate::{batch::Job, generation::panic_text, metrics::Metrics};
+use crate::{batch::Job, cluster::panic_text, metrics::Metrics};
 
 /// How a job ended.
 #[derive(Debug)]

@@ -3,6 +3,9 @@
 //! The stateful operators are thin: their state is plain ([`LiveTraces`], [`Batches`], [`Collector`]) and shared with the loop
 //! below by `Rc<RefCell<…>>`, all on this thread. Traces on their way between the two operators are kept in `in_transit`, so that a
 //! question asked at that moment finds them, too.
+//!
+//! All workers of all processes of a generation build the same dataflow. The first worker of each process has more to do: it feeds the
+//! process's log, if there is one, and sends and receives [letters](crate::letters). The first of all commits.
 
 use std::{
     cell::RefCell,
@@ -19,6 +22,7 @@ use std::{
 use parking_lot::Mutex;
 use storage::{
     id::{BlockId, SpanKey, Tenant, TraceId},
+    recent::{Coverage, RecentAnswer, RecentPart, RecentTrace},
     segment::Segment,
     wal::{Position, Wal},
 };
@@ -36,27 +40,34 @@ use timely::{
     scheduling::Activator,
     worker::Worker,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc as queue, oneshot};
 
 use crate::{
     batch::{self, Batches},
-    commit::{Collector, Mailbox, Mark, Outcome},
-    feed::{self, Arrived, Feed, checkpoint_before},
+    cluster::Lost,
+    commit::{Collector, Expected, Mailbox, Mark, Outcome, Ready, Replicas},
+    feed::{self, Arrived, Feed, Pace, checkpoint_before},
     generator::{
         self, Tenants,
         accumulate::{Accumulator, Routes},
-        checkpoint::{Restored, Shard},
+        checkpoint::{Part, Restored, Shard},
         observe::{Observer, Setup},
         operators::{self, Arrival, Checkpoints},
     },
-    handle::{RecentAnswer, RecentPart, RecentTrace},
+    ledger::Ledger,
+    letters::{Json, Letter, Word},
     live::{self, CutTrace, LiveTraces},
-    manifest::CommittedBlock,
     metrics::{Gauges, Metrics},
+    seat::{Seat, Workers},
     settings::Settings,
+    steward::Order,
     tick::Ticks,
     upload::{Uploaded, Uploader},
 };
+
+/// Version of the dataflow that [`run`] builds: of its operators and their order, of the records that travel between processes, of timely.
+/// Processes with another one cannot take part in one generation.
+pub(crate) const WIRE: u32 = 1;
 
 /// A question or order from another thread.
 #[derive(Debug)]
@@ -69,22 +80,28 @@ pub(crate) enum Request {
     Committed(Arc<[BlockId]>),
     /// Cut everything; answer when all of it is committed.
     Flush { reply: oneshot::Sender<()> },
+    /// To the first worker: send this.
+    Send(Letter),
 }
 
 /// Segments of the end of the log that the operators may not have taken in.
 pub(crate) type Tail = Arc<[Arc<Segment>]>;
 
-/// What the threads of one generation share.
+/// What the threads of one generation share in one process.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// Ends the generation.
-    pub(crate) stop: Arc<AtomicBool>,
+    /// Says when the generation ends.
+    pub(crate) lost: Lost,
     /// Bytes held, by worker.
     pub(crate) held: Vec<AtomicUsize>,
     /// The budget is exhausted: workers with nothing to upload should cut what they have.
     pub(crate) pressure: AtomicBool,
-    /// All records before this have been taken in by the operators.
+    /// All records of this process's log before this have been taken in by the operators, whoever owns their traces.
     pub(crate) applied: Mutex<Position>,
+    /// How many logs have been read again up to where they ended when the generation began.
+    pub(crate) replayed: AtomicUsize,
+    /// By process: whether it holds as many bytes as it may.
+    pub(crate) full: Vec<AtomicBool>,
 }
 
 impl Shared {
@@ -96,30 +113,36 @@ impl Shared {
     fn held(&self) -> usize {
         self.held.iter().map(|held| held.load(Ordering::Relaxed)).sum()
     }
+
+    /// Whether a process other than this one is full.
+    fn is_full_elsewhere(&self, seat: &Seat) -> bool {
+        self.full.iter().enumerate().any(|(process, full)| process != seat.index && full.load(Ordering::Relaxed))
+    }
 }
 
 /// What one worker starts with.
 pub(crate) struct Start {
+    pub(crate) seat: Seat,
     pub(crate) settings: Settings,
     pub(crate) shared: Arc<Shared>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) uploads: mpsc::Receiver<Uploaded>,
     pub(crate) uploader: Uploader,
-    pub(crate) wal_id: uuid::Uuid,
     /// Spans that are in blocks already; the worker keeps those of the traces that it owns.
     pub(crate) known: Arc<Vec<KnownSpans>>,
     /// On the worker that commits: blocks that were committed lately, by generations before.
     pub(crate) published: Vec<Arc<storage::block::Meta>>,
-    /// Where the log ended when the generation began: until then, known spans may come again.
-    pub(crate) replay_to: Position,
-    /// Records before this were counted by a generation before.
-    pub(crate) counted: Position,
+    /// The first tick at which there can be a checkpoint.
     pub(crate) start_tick: u64,
+    /// How far apart copies of a span may be.
+    pub(crate) replicas: Replicas,
     /// Where metrics are generated.
     pub(crate) generator: Option<GeneratorStart>,
-    /// On the worker that reads the log.
+    /// On the first worker of a process that brings a log.
     pub(crate) source: Option<Source>,
+    /// On the first worker of a process: where letters go.
+    pub(crate) orders: Option<queue::UnboundedSender<Order>>,
     /// On the worker that commits.
     pub(crate) mailbox: Option<Arc<Mailbox>>,
 }
@@ -132,6 +155,8 @@ pub(crate) struct GeneratorStart {
     pub(crate) routes: Routes,
     /// As of the manifest; the worker keeps what it owns.
     pub(crate) restored: Arc<Restored>,
+    /// Where shards go.
+    pub(crate) ledger: Arc<Ledger>,
 }
 
 /// Spans of one trace that are in a block.
@@ -149,11 +174,11 @@ pub(crate) struct KnownSpans {
 struct Uncounted(HashMap<(Tenant, TraceId), HashSet<SpanKey>>);
 
 impl Uncounted {
-    /// The spans of a segment that must be counted although they are stored: those whose first record lies at `counted` or after.
-    fn take(&mut self, segment: &Segment, counted: Position) -> Option<Arc<Segment>> {
+    /// The spans of a segment that must be counted although they are stored: those whose first record was not `counted`.
+    fn take(&mut self, segment: &Segment, counted: bool) -> Option<Arc<Segment>> {
         let keys = self.0.get_mut(&(segment.tenant.clone(), segment.trace_id))?;
         let spans: Vec<_> = segment.spans.iter().filter(|span| keys.remove(&span.key)).copied().collect();
-        (segment.position >= counted && !spans.is_empty()).then(|| Arc::new(Segment { spans, ..segment.clone() }))
+        (!counted && !spans.is_empty()).then(|| Arc::new(Segment { spans, ..segment.clone() }))
     }
 }
 
@@ -161,6 +186,9 @@ impl Uncounted {
 pub(crate) struct Source {
     pub(crate) batches: mpsc::Receiver<feed::Batch>,
     pub(crate) from: Position,
+    /// Where the log ended when the generation began: until then, known spans may come again.
+    pub(crate) replay_to: Position,
+    pub(crate) pace: Pace,
     pub(crate) wal: Wal,
     pub(crate) clock: Arc<dyn storage::clock::Clock>,
 }
@@ -169,10 +197,10 @@ pub(crate) struct Source {
 #[derive(Clone, Debug)]
 enum Cut {
     Trace(CutTrace),
-    /// As of the tick: the oldest record that a live trace came from.
+    /// As of the tick: when the oldest live span arrived.
     Held {
         tick: u64,
-        oldest: Option<Position>,
+        oldest: Option<u64>,
     },
     /// Everything before this is to become blocks now.
     All,
@@ -188,9 +216,9 @@ pub(crate) struct State {
     uploaded: Vec<Uploaded>,
     flushes: Vec<Flush>,
     activators: Vec<Activator>,
-    /// Which worker this is, and of how many.
+    /// Which worker this is, and who owns traces.
     index: u64,
-    peers: u64,
+    owners: Workers,
 }
 
 /// A flush that waits for commits.
@@ -220,7 +248,7 @@ impl State {
         }
         self.batches.trace(tenant, trace_id, &mut add);
         self.unseen(tail, |segment| add(None, &[segment]));
-        RecentAnswer { data: parts, published: self.batches.published(tenant).cloned().collect() }
+        RecentAnswer { data: parts, published: self.batches.published(tenant).cloned().collect(), coverage: Coverage::ALONE }
     }
 
     fn traces(&self, tenant: &Tenant, tail: &Tail) -> RecentAnswer<Vec<RecentTrace>> {
@@ -235,14 +263,14 @@ impl State {
         self.batches.traces_of(tenant, &mut add);
         self.unseen(tail, |segment| add(segment.trace_id, None, &[segment]));
         let data = traces.into_iter().map(|(trace_id, parts)| RecentTrace { trace_id, parts }).collect();
-        RecentAnswer { data, published: self.batches.published(tenant).cloned().collect() }
+        RecentAnswer { data, published: self.batches.published(tenant).cloned().collect(), coverage: Coverage::ALONE }
     }
 
     /// What of the end of the log this worker will take in: of its own traces, spans that it has not seen. Those that it has seen are with
     /// it or in blocks, however far they have come since the end was read.
     fn unseen(&self, tail: &Tail, mut each: impl FnMut(Arc<Segment>)) {
         let mut new: HashSet<(TraceId, SpanKey)> = HashSet::new();
-        for segment in tail.iter().filter(|segment| owner(&segment.tenant, segment.trace_id) % self.peers == self.index) {
+        for segment in tail.iter().filter(|segment| self.owners.of(hash(&segment.tenant, segment.trace_id)) == self.index) {
             let trace_id = segment.trace_id;
             let mut is_new = |key: SpanKey| !self.live.has_seen(&segment.tenant, trace_id, key) && new.insert((trace_id, key));
             let spans: Vec<_> = segment.spans.iter().filter(|span| is_new(span.key)).copied().collect();
@@ -292,8 +320,8 @@ fn add_part(parts: &mut Vec<RecentPart>, going: Option<BlockId>, segments: &[Arc
     }
 }
 
-/// Which worker owns a trace.
-fn owner(tenant: &Tenant, trace_id: TraceId) -> u64 {
+/// What decides over who owns a trace.
+pub(crate) fn hash(tenant: &Tenant, trace_id: TraceId) -> u64 {
     use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
     BuildHasherDefault::<DefaultHasher>::default().hash_one((tenant, trace_id))
 }
@@ -303,7 +331,10 @@ fn owner(tenant: &Tenant, trace_id: TraceId) -> u64 {
 /// # Errors
 /// It cannot go on.
 pub(crate) fn run(worker: &mut Worker, mut start: Start) -> Result<(), String> {
-    let (index, peers) = (worker.index(), worker.peers());
+    let (index, seat) = (worker.index(), start.seat.clone());
+    // Among those of this process.
+    let local = index - seat.workers(seat.index).start;
+    let owners = seat.trace_workers();
     let ticks = Ticks::new(start.settings.tick);
     let mut live = LiveTraces::new(live::Limits {
         idle: ticks.spanning(start.settings.trace_idle_period),
@@ -314,7 +345,7 @@ pub(crate) fn run(worker: &mut Worker, mut start: Start) -> Result<(), String> {
     // The last worker to come here gives back the memory.
     let known = std::mem::take(&mut start.known);
     let mut uncounted = Uncounted::default();
-    for known in known.iter().filter(|known| owner(&known.tenant, known.trace_id) % peers as u64 == index as u64) {
+    for known in known.iter().filter(|known| owners.of(hash(&known.tenant, known.trace_id)) == index as u64) {
         live.remember(&known.tenant, known.trace_id, &known.keys);
         if start.generator.is_some() && !known.is_counted {
             uncounted.0.entry((known.tenant.clone(), known.trace_id)).or_default().extend(&known.keys);
@@ -322,7 +353,7 @@ pub(crate) fn run(worker: &mut Worker, mut start: Start) -> Result<(), String> {
     }
     drop(known);
     let mut batches = Batches::new(batch::Limits {
-        bytes: start.settings.max_block_bytes / peers,
+        bytes: start.settings.max_block_bytes / seat.threads,
         age: ticks.spanning(start.settings.max_block_duration),
         published: ticks.spanning(start.settings.published_window),
     });
@@ -339,68 +370,84 @@ pub(crate) fn run(worker: &mut Worker, mut start: Start) -> Result<(), String> {
         flushes: Vec::new(),
         activators: Vec::new(),
         index: index as u64,
-        peers: peers as u64,
+        owners: owners.clone(),
     }));
-    let checkpoint_every = ticks.spanning(start.settings.checkpoint_interval);
     let probe = ProbeHandle::new();
     let uploader = Rc::new(RefCell::new(start.uploader));
+    let checkpoints = Checkpoints { every: ticks.spanning(start.settings.checkpoint_interval), start: start.start_tick };
+    let has_generator = start.generator.is_some();
+    let replicas = start.replicas;
+    let expected = Expected { workers: seat.peers(), logs: seat.logs(), has_generator, every: checkpoints.every, replicas };
 
-    let checkpoints = Checkpoints { every: checkpoint_every, start: start.start_tick };
-
-    let (segments, marks) = worker.dataflow_named::<u64, _, _>("rubato", |scope| {
+    let (segments, marks, letters) = worker.dataflow_named::<u64, _, _>("rubato", |scope| {
         let (segments, segment_stream): (InputHandleVec<u64, Arrived>, _) = Input::new_input(&scope);
         let (marks, mark_stream): (InputHandleVec<u64, Mark>, _) = Input::new_input(&scope);
+        let (letters, letter_stream): (InputHandleVec<u64, Letter>, _) = Input::new_input(&scope);
         let (first_seen, cut) =
-            live_traces(scope, segment_stream, Rc::clone(&state), Arc::clone(&start.metrics), checkpoints, start.counted, uncounted);
-        let outcomes = block_batch(scope, cut, Rc::clone(&state), Rc::clone(&uploader), index, start.wal_id);
+            live_traces(scope, segment_stream, Rc::clone(&state), Arc::clone(&start.metrics), checkpoints, owners, uncounted);
+        let outcomes = block_batch(scope, cut, Rc::clone(&state), Rc::clone(&uploader), index);
         let outcomes = outcomes.probe_with(&probe);
-        let shards = start.generator.take().map(|generator| {
-            let routes = generator.routes.clone();
-            let (observer, accumulator) = generator.begin(&start.settings, index, peers);
-            operators::attach(scope, first_seen, observer, accumulator, &routes, checkpoints).probe_with(&probe)
+        let ready = start.generator.take().map(|generator| {
+            let (routes, ledger) = (generator.routes.clone(), Arc::clone(&generator.ledger));
+            let (observer, accumulator) = generator.begin(&start.settings, index, &seat);
+            let shards = operators::attach(scope, first_seen, observer, accumulator, &routes, checkpoints);
+            enter(scope, shards, ledger).probe_with(&probe)
         });
-        commit(scope, outcomes, mark_stream, shards, peers, start.mailbox.clone());
-        (segments, marks)
+        commit(scope, outcomes, mark_stream, ready, expected, start.mailbox.clone());
+        receive(scope, letter_stream, seat.threads, Arc::clone(&start.shared), start.orders.clone());
+        (segments, marks, letters)
     });
 
+    // A worker lets go of the inputs that it does not need: one that neither advances nor closes would stop everybody. Nothing waits for
+    // the time of letters.
+    let mut letters = start.orders.take().map(|_| letters);
+    let mut replay_to = start.source.as_ref().map(|source| source.replay_to);
     let mut feed = start.source.map(|source| Feed {
         batches: source.batches,
         segments,
         marks,
         window: start.settings.window,
         resident_budget: start.settings.resident_bytes,
-        checkpoint_every,
+        checkpoint_every: checkpoints.every,
         ticks,
         clock: source.clock,
         wal: source.wal,
+        log: seat.index,
         metrics: Arc::clone(&start.metrics),
         waiting: None,
         fed: source.from,
         unfinished: VecDeque::new(),
         tick: 0,
         moved: Instant::now(),
-        start_tick: start.start_tick,
+        pace: source.pace,
         last_mark: 0,
     });
-    // A worker without a source has let go of its inputs above: an input that neither advances nor closes would stop everybody.
+    let mut was_full = false;
 
-    let mut gauges = Gauges::new(Arc::clone(&start.metrics), index);
+    let mut gauges = Gauges::new(Arc::clone(&start.metrics), local);
     let mut published = Instant::now();
     let mut outcome = Ok(());
-    while !start.shared.stop.load(Ordering::Relaxed) {
+    while !start.shared.lost.is_set() {
+        let mut outbox = Vec::new();
         while let Ok(request) = start.requests.try_recv() {
-            answer(&state, request);
+            match request {
+                Request::Send(letter) => outbox.push(letter),
+                question => answer(&state, question),
+            }
         }
         while let Ok(uploaded) = start.uploads.try_recv() {
             let mut state = state.borrow_mut();
             state.uploaded.push(uploaded);
             state.activate();
         }
-        start.shared.held[index].store(state.borrow().held(), Ordering::Relaxed);
+        start.shared.held[local].store(state.borrow().held(), Ordering::Relaxed);
+        let mut tell_all = |word: &Word| {
+            outbox.extend((0..seat.processes()).map(|to| Letter { from: seat.index, to, word: word.clone() }));
+        };
         if let Some(feed) = &mut feed {
-            let Ok(full) = feed.step(&probe, start.shared.held()) else {
+            let Ok(full) = feed.step(&probe, start.shared.held(), start.shared.is_full_elsewhere(&seat)) else {
                 // It ends when it is told to, and that may have been a moment ago.
-                if !start.shared.stop.load(Ordering::SeqCst) {
+                if !start.shared.lost.is_set() {
                     outcome = Err("the thread that reads the write-ahead log has died".to_owned());
                 }
                 break;
@@ -409,8 +456,28 @@ pub(crate) fn run(worker: &mut Worker, mut start: Start) -> Result<(), String> {
             if let Some(applied) = feed.finished(&probe) {
                 *start.shared.applied.lock() = applied;
             }
+            if replay_to.take_if(|end| start.shared.applied() >= *end).is_some() {
+                tell_all(&Word::Replayed);
+            }
         }
-        if !state.borrow().replayed && start.shared.applied() >= start.replay_to {
+        // Others feed what this process holds, too, so they must know.
+        if seat.processes() > 1 && letters.is_some() {
+            let is_full = start.shared.held() >= start.settings.resident_bytes;
+            start.shared.pressure.fetch_or(is_full, Ordering::Relaxed);
+            if is_full != was_full {
+                was_full = is_full;
+                tell_all(&Word::Full(is_full));
+                if feed.is_none() {
+                    start.shared.pressure.store(is_full, Ordering::Relaxed);
+                }
+            }
+        }
+        if let Some(letters) = letters.as_mut().filter(|_| !outbox.is_empty()) {
+            letters.send_batch(&mut outbox);
+            let next = letters.time() + 1;
+            letters.advance_to(next);
+        }
+        if !state.borrow().replayed && start.shared.replayed.load(Ordering::SeqCst) >= seat.logs() {
             state.borrow_mut().replayed = true;
         }
         relieve(&state, &start.shared);
@@ -432,17 +499,18 @@ pub(crate) fn run(worker: &mut Worker, mut start: Start) -> Result<(), String> {
 
 impl GeneratorStart {
     /// The state of one worker: of what was restored, what it owns.
-    fn begin(self, settings: &Settings, index: usize, peers: usize) -> (Observer, Accumulator) {
-        let Self { tenants, metrics, mut routes, restored } = self;
+    fn begin(self, settings: &Settings, index: usize, seat: &Seat) -> (Observer, Accumulator) {
+        let Self { tenants, metrics, mut routes, restored, .. } = self;
         let ticks = Ticks::new(settings.tick);
         let stale = ticks.spanning(settings.stale_duration);
-        let is_mine = |hash: u64| hash % peers as u64 == index as u64;
-        let series: Vec<_> = restored.contents.series.iter().filter(|there| is_mine(routes.of(&there.series))).collect();
+        let (index, owners) = (index as u64, seat.trace_workers());
+        let series: Vec<_> = restored.contents.series.iter().filter(|there| routes.of(&there.series) == index).collect();
         let series = series.into_iter().map(|accumulated| (**accumulated).clone());
-        let accumulator = Accumulator::new(Arc::clone(&tenants), routes.clone(), Arc::clone(&metrics), peers, stale, series);
-        let halves = restored.contents.halves.iter().filter(|(tenant, half)| is_mine(owner(tenant, half.trace_id))).cloned().collect();
+        let accumulator = Accumulator::new(Arc::clone(&tenants), routes.clone(), Arc::clone(&metrics), stale, series);
+        let is_mine = |(tenant, half): &&(Tenant, generator::service_graph::Half)| owners.of(hash(tenant, half.trace_id)) == index;
+        let halves = restored.contents.halves.iter().filter(is_mine).cloned().collect();
         let period = ticks.spanning(settings.checkpoint_interval);
-        let setup = Setup { source: tenants, ticks, workers: peers, metrics, period, forget_every: stale };
+        let setup = Setup { source: tenants, ticks, workers: owners.count(), metrics, period, forget_every: stale };
         let mut observer = Observer::new(setup);
         observer.restore(restored.counted.clone(), halves);
         (observer, accumulator)
@@ -465,6 +533,8 @@ fn answer(state: &SharedState, request: Request) {
             state.cut_all = true;
             state.activate();
         }
+        // The loop above has seen to it.
+        Request::Send(_) => {}
     }
 }
 
@@ -480,26 +550,26 @@ fn relieve(state: &SharedState, shared: &Shared) {
     }
 }
 
-/// Drops copies, assembles traces, cuts them. Outputs: spans seen for the first time (by any generation: what lies before `counted` in
-/// the log is read again only to be stored), and what was cut.
+/// Drops copies, assembles traces, cuts them. Outputs: spans seen for the first time (by any generation: what was counted before is read
+/// again only to be stored), and what was cut.
 fn live_traces<'scope>(
     scope: Scope<'scope, u64>,
     segments: StreamVec<'scope, u64, Arrived>,
     state: SharedState,
     metrics: Arc<Metrics>,
     checkpoints: Checkpoints,
-    counted: Position,
+    owners: Workers,
     mut uncounted: Uncounted,
 ) -> (StreamVec<'scope, u64, Arrival>, StreamVec<'scope, u64, Cut>) {
     let mut builder = OperatorBuilder::new("LiveTraces".to_owned(), scope);
-    let exchange = Exchange::new(|arrived: &Arrived| owner(&arrived.segment.tenant, arrived.segment.trace_id));
+    let exchange = Exchange::new(move |arrived: &Arrived| owners.of(hash(&arrived.segment.tenant, arrived.segment.trace_id)));
     let mut input = builder.new_input(segments, exchange);
     let (first_seen, first_seen_stream) = builder.new_output();
     let (cut, cut_stream) = builder.new_output();
     let mut first_seen = OutputBuilder::<_, CapacityContainerBuilder<Vec<Arrival>>>::from(first_seen);
     let mut cut = OutputBuilder::<_, CapacityContainerBuilder<Vec<Cut>>>::from(cut);
     state.borrow_mut().activators.push(scope.activator_for(builder.operator_info().address));
-    let mut last_report = checkpoint_before(checkpoints.start, checkpoints.every);
+    let mut last_report = checkpoints.before();
 
     builder.build(move |mut capabilities| {
         // Only the second output is ever used with a capability of our own: cuts happen when time passes.
@@ -513,7 +583,7 @@ fn live_traces<'scope>(
                 let tick = time.least().copied().unwrap_or_default();
                 let mut session = first_seen.session(&time);
                 let (mut spans, mut duplicates) = (0, 0);
-                for Arrived { segment, at } in segments.drain(..) {
+                for Arrived { segment, at, counted } in segments.drain(..) {
                     spans += segment.spans.len();
                     if !uncounted.0.is_empty() {
                         uncounted.take(&segment, counted).into_iter().for_each(|segment| session.give((segment, at)));
@@ -525,7 +595,7 @@ fn live_traces<'scope>(
                         let tenant = pushed.first_seen.as_ref().map_or("", |segment| segment.tenant.as_str());
                         metrics.traces_created.with_label_values(&[tenant]).inc();
                     }
-                    if let Some(segment) = pushed.first_seen.filter(|segment| segment.position >= counted) {
+                    if let Some(segment) = pushed.first_seen.filter(|_| !counted) {
                         session.give((segment, at));
                     }
                 }
@@ -571,7 +641,6 @@ fn block_batch<'scope>(
     state: SharedState,
     uploader: Rc<RefCell<Uploader>>,
     worker: usize,
-    wal_id: uuid::Uuid,
 ) -> StreamVec<'scope, u64, Outcome> {
     let mut builder = OperatorBuilder::new("BlockBatch".to_owned(), scope);
     let mut input = builder.new_input(cuts, Pipeline);
@@ -590,8 +659,8 @@ fn block_batch<'scope>(
             for uploaded in std::mem::take(&mut state.uploaded) {
                 match uploaded {
                     Uploaded::Block(meta) => {
-                        if let Some(range) = state.batches.uploaded(&meta) {
-                            session.give(Outcome::Uploaded(CommittedBlock { meta, records: [(wal_id, range)].into() }));
+                        if let Some(origin) = state.batches.uploaded(&meta) {
+                            session.give(Outcome::Uploaded(Json(meta), origin));
                         }
                     }
                     Uploaded::Nothing(block_id) => state.dropped(block_id),
@@ -629,7 +698,7 @@ fn block_batch<'scope>(
             // Taken now, after everything that came before the report: at most too much is held, never too little.
             let here = state.batches.oldest();
             for (tick, oldest) in reports {
-                session.give(Outcome::Held { tick, oldest: oldest.into_iter().chain(here).min() });
+                session.give(Outcome::Held { worker, tick, oldest: oldest.into_iter().chain(here).min() });
             }
             drop(session);
             match frontier {
@@ -641,30 +710,83 @@ fn block_batch<'scope>(
     stream
 }
 
+/// Enters shards into the process's ledger, and says that they are there.
+fn enter<'scope>(scope: Scope<'scope, u64>, shards: StreamVec<'scope, u64, Shard>, ledger: Arc<Ledger>) -> StreamVec<'scope, u64, Ready> {
+    let mut builder = OperatorBuilder::new("Ledger".to_owned(), scope);
+    let mut input = builder.new_input(shards, Pipeline);
+    let (ready, stream) = builder.new_output();
+    let mut ready = OutputBuilder::<_, CapacityContainerBuilder<Vec<Ready>>>::from(ready);
+    builder.build(move |_| {
+        move |_| {
+            let mut ready = ready.activate();
+            input.for_each(|time, shards| {
+                let mut session = ready.session(&time);
+                for shard in shards.drain(..) {
+                    let (Part::Series { changed, .. } | Part::Observed { changed, .. }) = shard.part;
+                    let tick = shard.tick;
+                    ledger.add(shard);
+                    session.give(Ready { tick, changed });
+                }
+            });
+        }
+    });
+    stream
+}
+
 /// Gathers reports on the first worker and hands complete checkpoints to the committer.
 fn commit<'scope>(
     scope: Scope<'scope, u64>,
     outcomes: StreamVec<'scope, u64, Outcome>,
     marks: StreamVec<'scope, u64, Mark>,
-    shards: Option<StreamVec<'scope, u64, Shard>>,
-    workers: usize,
+    ready: Option<StreamVec<'scope, u64, Ready>>,
+    expected: Expected,
     mailbox: Option<Arc<Mailbox>>,
 ) {
     let mut builder = OperatorBuilder::new("Commit".to_owned(), scope);
     let mut outcomes = builder.new_input(outcomes, Exchange::new(|_: &Outcome| 0));
     let mut marks = builder.new_input(marks, Exchange::new(|_: &Mark| 0));
-    let mut collector = Collector::new(workers, shards.is_some());
-    let mut shards = shards.map(|shards| builder.new_input(shards, Exchange::new(|_: &Shard| 0)));
+    let mut collector = Collector::new(expected);
+    let mut ready = ready.map(|ready| builder.new_input(ready, Exchange::new(|_: &Ready| 0)));
     builder.build(move |_| {
         move |_| {
             marks.for_each(|_, marks| marks.drain(..).for_each(|mark| collector.mark(mark)));
-            if let Some(shards) = &mut shards {
-                shards.for_each(|_, shards| shards.drain(..).for_each(|shard| collector.shard(shard)));
+            if let Some(ready) = &mut ready {
+                ready.for_each(|_, ready| ready.drain(..).for_each(|ready| collector.ready(ready)));
             }
             outcomes.for_each(|_, outcomes| outcomes.drain(..).for_each(|outcome| collector.outcome(outcome)));
             if let (Some(checkpoint), Some(mailbox)) = (collector.complete(), &mailbox) {
                 mailbox.put(checkpoint);
             }
+        }
+    });
+}
+
+/// Brings each letter to the first worker of its addressee, which sees to what concerns the feed and gives the others to the steward.
+fn receive<'scope>(
+    scope: Scope<'scope, u64>,
+    letters: StreamVec<'scope, u64, Letter>,
+    threads: usize,
+    shared: Arc<Shared>,
+    orders: Option<queue::UnboundedSender<Order>>,
+) {
+    let mut builder = OperatorBuilder::new("Letters".to_owned(), scope);
+    let mut letters = builder.new_input(letters, Exchange::new(move |letter: &Letter| (letter.to * threads) as u64));
+    builder.build(move |_| {
+        move |_| {
+            letters.for_each(|_, letters| {
+                for letter in letters.drain(..) {
+                    match letter.word {
+                        Word::Full(is_full) => shared.full[letter.from].store(is_full, Ordering::Relaxed),
+                        Word::Replayed => {
+                            shared.replayed.fetch_add(1, Ordering::SeqCst);
+                        }
+                        _ => {
+                            // A steward that is gone has no successor in this generation.
+                            let _ = orders.as_ref().map(|orders| orders.send(Order::Letter(letter)));
+                        }
+                    }
+                }
+            });
         }
     });
 }
@@ -687,7 +809,7 @@ mod tests {
             flushes: Vec::new(),
             activators: Vec::new(),
             index: 0,
-            peers: 1,
+            owners: Workers::new([0]),
         };
         let (tenant, trace_id) = (Tenant::single(), TraceId([1; 16]));
         let span = SpanRef {
@@ -699,7 +821,7 @@ mod tests {
         };
         let body = bytes::Bytes::new();
         let segment = Segment { tenant: tenant.clone(), trace_id, position: Position(1), body, spans: vec![span] };
-        let trace = CutTrace { tenant, trace_id, segments: vec![Arc::new(segment)], bytes: 7 };
+        let trace = CutTrace { tenant, trace_id, segments: vec![Arc::new(segment)], bytes: 7, since: 1, until: 1 };
         assert!(state.batches.push(trace, 1, BlockId::new_v4).is_none(), "not full");
         let jobs = state.batches.cut(1, true, BlockId::new_v4);
         let (reply, mut answer) = oneshot::channel();

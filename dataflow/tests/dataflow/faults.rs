@@ -92,7 +92,7 @@ impl Faults {
 /// An in-memory bucket behind [`Faults`].
 #[derive(Debug)]
 pub(crate) struct Faulty {
-    pub(crate) inner: InMemory,
+    pub(crate) inner: Arc<InMemory>,
     pub(crate) faults: Arc<Faults>,
 }
 

@@ -18,7 +18,7 @@ use dataflow::{
     generator::{Generator, Snapshots, Tenants},
     manifest::ManifestStore,
 };
-use object_store::{ObjectStore, memory::InMemory};
+use object_store::ObjectStore;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     trace::v1::{ResourceSpans, ScopeSpans, Span},
@@ -137,7 +137,7 @@ impl Harness {
     fn with(settings: Settings, clock: BadClock, generator: Option<Generator>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         let faults = Arc::new(Faults::default());
-        let objects = Arc::new(Faulty { inner: InMemory::new(), faults: Arc::clone(&faults) });
+        let objects = Arc::new(Faulty { inner: Arc::default(), faults: Arc::clone(&faults) });
         let folder = tempfile::tempdir().expect("folder");
         let (clock, registry) = (Arc::new(clock), prometheus::Registry::new());
         let mut harness = Self { clock, runtime, folder, objects, faults, registry, generator, running: None };
@@ -159,7 +159,7 @@ impl Harness {
         once_open(&self.folder.path().join("wal"));
         let store = Store::new(Arc::clone(&self.objects), "");
         let components = Components {
-            wal,
+            wal: Some(wal),
             blocklist: self.runtime.block_on(Blocklist::load(&store)).expect("blocklist"),
             store,
             block_settings: Arc::new(block::Settings::default()),
@@ -181,7 +181,7 @@ impl Harness {
     pub(crate) fn restart_with(&mut self, settings: Settings, once_open: impl FnOnce(&Path)) {
         let (dataflow, components) = self.running.take().expect("running");
         self.runtime.block_on(dataflow.shutdown());
-        self.runtime.block_on(components.wal.close());
+        self.runtime.block_on(components.wal.as_ref().expect("every harness has a log").close());
         drop((dataflow, components));
         self.start(settings, once_open);
     }
@@ -215,7 +215,7 @@ impl Harness {
     }
 
     pub(crate) fn wal(&self) -> &Wal {
-        &self.components().wal
+        self.components().wal.as_ref().expect("every harness has a log")
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -278,21 +278,7 @@ impl Harness {
 
     /// Everything in some blocks, published or not. Fails when a span is there twice.
     pub(crate) async fn spans_of(&self, tenant: &Tenant, blocks: &[block::Meta]) -> Spans {
-        let mut stored = Spans::new();
-        for meta in blocks {
-            assert_eq!(meta.tenant_id, *tenant);
-            let reader = Reader::open(self.store(), Arc::new(meta.clone())).await.expect("block");
-            for row_group in 0..reader.row_groups() {
-                for trace in reader.scan(row_group, Projection::ALL).await.expect("scan") {
-                    stored.entry(trace.trace_id).or_default().extend(span_ids(&trace.resource_spans));
-                }
-            }
-        }
-        for (trace, spans) in &mut stored {
-            spans.sort_unstable();
-            assert!(spans.windows(2).all(|pair| pair[0] < pair[1]), "trace {trace} is stored twice: {spans:x?}");
-        }
-        stored
+        spans_of(self.store(), tenant, blocks).await
     }
 
     /// Sum of a counter over its labels.
@@ -326,12 +312,31 @@ impl Drop for Harness {
     fn drop(&mut self) {
         if let Some((dataflow, components)) = self.running.take() {
             self.runtime.block_on(dataflow.shutdown());
-            self.runtime.block_on(components.wal.close());
+            self.runtime.block_on(components.wal.as_ref().expect("every harness has a log").close());
         }
     }
 }
 
-fn span_ids(resource_spans: &[ResourceSpans]) -> Vec<u64> {
+/// Everything in some blocks, published or not. Fails when a span is there twice.
+pub(crate) async fn spans_of(store: &Store, tenant: &Tenant, blocks: &[block::Meta]) -> Spans {
+    let mut stored = Spans::new();
+    for meta in blocks {
+        assert_eq!(meta.tenant_id, *tenant);
+        let reader = Reader::open(store, Arc::new(meta.clone())).await.expect("block");
+        for row_group in 0..reader.row_groups() {
+            for trace in reader.scan(row_group, Projection::ALL).await.expect("scan") {
+                stored.entry(trace.trace_id).or_default().extend(span_ids(&trace.resource_spans));
+            }
+        }
+    }
+    for (trace, spans) in &mut stored {
+        spans.sort_unstable();
+        assert!(spans.windows(2).all(|pair| pair[0] < pair[1]), "trace {trace} is stored twice: {spans:x?}");
+    }
+    stored
+}
+
+pub(crate) fn span_ids(resource_spans: &[ResourceSpans]) -> Vec<u64> {
     let spans = resource_spans.iter().flat_map(|resource| &resource.scope_spans).flat_map(|scope| &scope.spans);
     spans.map(|span| u64::from_be_bytes(span.span_id.as_slice().try_into().expect("8 bytes"))).collect()
 }

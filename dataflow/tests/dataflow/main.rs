@@ -1,5 +1,6 @@
 //! The dataflow over a real log and an in-memory bucket.
 
+mod cluster;
 mod faults;
 mod generator;
 mod harness;

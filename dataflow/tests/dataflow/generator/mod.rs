@@ -1,6 +1,6 @@
 //! The metrics-generator through the whole dataflow, against the reference in [`reference`].
 
-mod reference;
+pub(crate) mod reference;
 mod service_graph;
 
 use std::{
@@ -43,7 +43,7 @@ fn settings(workers: usize) -> Settings {
     Settings { commit_interval: Duration::from_millis(50), ..crate::settings(workers) }
 }
 
-fn tenants(span_metrics: SpanMetrics, common: Common) -> Arc<Fixed> {
+pub(crate) fn tenants(span_metrics: SpanMetrics, common: Common) -> Arc<Fixed> {
     let settings = generator::Settings { span_metrics: Some(span_metrics), common, ..generator::Settings::default() };
     Arc::new(Fixed { default: Some(Arc::new(settings)), ..Fixed::default() })
 }
@@ -57,7 +57,7 @@ fn string(key: &str, value: &str) -> KeyValue {
 }
 
 /// A span that ended just now, told by a few numbers.
-fn span(trace: u64, number: u64, shape: u64) -> (Resource, Span) {
+pub(crate) fn span(trace: u64, number: u64, shape: u64) -> (Resource, Span) {
     let mut resource = vec![string("service.name", ["shop", "cart", ""][(shape % 3) as usize])];
     if shape.is_multiple_of(5) {
         resource.push(string("service.namespace", "prod"));
@@ -93,7 +93,7 @@ fn span(trace: u64, number: u64, shape: u64) -> (Resource, Span) {
     (Resource { attributes: resource, ..Resource::default() }, span)
 }
 
-fn request(spans: &[(Resource, Span)]) -> Bytes {
+pub(crate) fn request(spans: &[(Resource, Span)]) -> Bytes {
     let one = |(resource, span): &(Resource, Span)| {
         let scope_spans = vec![ScopeSpans { spans: vec![span.clone()], ..ScopeSpans::default() }];
         ResourceSpans { resource: Some(resource.clone()), scope_spans, ..ResourceSpans::default() }
@@ -110,7 +110,7 @@ async fn settled(harness: &Harness, number: u64) {
     harness.wait_until("the last span is counted", |harness| spans(harness) > before).await;
 }
 
-fn everything() -> SpanMetrics {
+pub(crate) fn everything() -> SpanMetrics {
     let exclude = PolicyMatch {
         match_type: MatchType::Regex,
         attributes: vec![
@@ -127,14 +127,14 @@ fn everything() -> SpanMetrics {
         intrinsic_dimensions: generator::settings::IntrinsicDimensions { status_message: true, ..Default::default() },
         dimensions: ["http.method", "k8s.pod", "service", "job"].map(str::to_owned).to_vec(),
         dimension_mappings: vec![mapping],
-        filter_policies: vec![FilterPolicy { include: None, exclude: Some(exclude) }],
+        filter_policies: vec![FilterPolicy { exclude: Some(exclude), ..FilterPolicy::default() }],
         enable_target_info: true,
         span_multiplier_key: "ratio".to_owned(),
         ..SpanMetrics::default()
     }
 }
 
-fn is_excluded(span: &Span) -> bool {
+pub(crate) fn is_excluded(span: &Span) -> bool {
     span.name.ends_with('4') && (span.kind == 1 || span.kind == 2)
 }
 
@@ -216,6 +216,97 @@ proptest! {
         harness.block_on(settled(&harness, 0));
         prop_assert_eq!(shown(&harness.snapshots().latest(), &tenant), truth);
     }
+}
+
+/// Copies, late spans, crashes and limits at once: what counts is the same for all of them, and what does not is counted by reason.
+#[test]
+fn neither_replicas_nor_workers_nor_restarts_change_a_number() {
+    let (unlimited, limited) = (Tenant::single(), Tenant::new("limited").expect("valid"));
+    let settings_of_tenant = everything();
+    let of = |common: Common| generator::Settings { span_metrics: Some(everything()), common, ..generator::Settings::default() };
+    let tenants = || {
+        let limits = Common { max_active_series: 40, ..Common::default() };
+        let of_tenants = [(limited.clone(), Arc::new(of(limits)))].into();
+        Arc::new(Fixed { default: Some(Arc::new(of(Common::default()))), tenants: of_tenants })
+    };
+    for (replicas, workers) in [1, 3].into_iter().flat_map(|replicas| [1, 2, 4].map(|workers| (replicas, workers))) {
+        let mut harness = Harness::generating(settings(workers), tenants());
+        let (mut truth, mut seen) = (BTreeMap::new(), [BTreeMap::new(), BTreeMap::new()]);
+        let mut sent = Vec::new();
+        for round in 0..4u64 {
+            let mut batch: Vec<_> = (0..40u64).map(|index| span(index % 7, round * 100 + index, index * 13 + round)).collect();
+            for (resource, span) in batch.iter().filter(|(_, span)| !is_excluded(span)) {
+                count(&mut truth, &settings_of_tenant, resource, span);
+            }
+            for number in 60..64 {
+                let (resource, mut span) = span(number, round * 100 + number, number);
+                span.end_time_unix_nano -= 3_600_000_000_000;
+                batch.push((resource, span));
+            }
+            sent.extend(batch.iter().cloned());
+            let mut copies: Vec<_> = std::iter::repeat_n(batch, replicas).flatten().chain(sent.iter().step_by(4).cloned()).collect();
+            shuffle(&mut copies, round + replicas as u64);
+            harness.block_on(async {
+                for spans in copies.chunks(11) {
+                    for tenant in [&unlimited, &limited] {
+                        harness.wal().append(tenant, request(spans)).await.expect("append");
+                    }
+                }
+                // Before and after a commit, and in the middle of one.
+                match round {
+                    0 => settled(&harness, 0).await,
+                    1 => harness.begin_flush(),
+                    _ => {}
+                }
+            });
+            // What is shown is what is sent: no counter goes back, not through a crash.
+            for (seen, tenant) in seen.iter_mut().zip([&unlimited, &limited]) {
+                let shown = shown(&harness.snapshots().latest(), tenant);
+                assert_monotonic(seen, &shown);
+                *seen = shown;
+            }
+            if round < 3 {
+                harness.restart(settings([workers, 3, 1][round as usize]));
+            }
+        }
+        harness.block_on(settled(&harness, 1));
+        let snapshot = harness.snapshots().latest();
+        let (all, few) = (shown(&snapshot, &unlimited), shown(&snapshot, &limited));
+        assert_eq!(all, truth, "{replicas} copies, {workers} workers");
+        assert_monotonic(&seen[0], &all);
+        assert_monotonic(&seen[1], &few);
+        // The limit takes nothing away, it puts together.
+        for family in [Family::SpanMetrics, Family::TargetInfo] {
+            let total = |sums: &BTreeMap<Name, Sums>| {
+                let of_family = sums.iter().filter(|((of, _), _)| *of == family).map(|(_, sums)| sums);
+                of_family.fold((0, 0, 0), |sum, sums| (sum.0 + sums.count, sum.1 + sums.nanoseconds, sum.2 + sums.size))
+            };
+            assert_eq!(total(&few), total(&truth), "{family:?}, {replicas} copies, {workers} workers");
+        }
+        let overflow = (Family::SpanMetrics, vec![("metric_overflow".to_owned(), "true".to_owned())]);
+        assert!(few.len() < all.len() && few[&overflow].count > 0);
+        assert_eq!(harness.counter("rubato_generator_lost_checkpoints_total"), 0);
+    }
+}
+
+#[test]
+fn processors_limits_and_demand_are_shown() {
+    let common = Common { max_active_series: 2, ..Common::default() };
+    let harness = Harness::generating(settings(2), tenants(only_count(), common));
+    harness.block_on(async {
+        for number in 0..30 {
+            let (resource, mut span) = span(number, number, 1);
+            span.name = format!("operation {number}");
+            harness.wal().append(&Tenant::single(), request(&[(resource, span)])).await.expect("append");
+        }
+        settled(&harness, 0).await;
+    });
+    // Both tenants, the one that settles and the one that is told of.
+    assert_eq!(harness.gauge("tempo_metrics_generator_active_processors"), 2);
+    assert_eq!(harness.gauge("tempo_metrics_generator_registry_max_active_series"), 4);
+    assert_eq!(harness.gauge("tempo_metrics_generator_registry_active_series"), 3);
+    let demand = harness.gauge("tempo_metrics_generator_registry_active_series_demand_estimate");
+    assert!((29..=33).contains(&demand), "{demand}");
 }
 
 #[test]

@@ -6,9 +6,12 @@ use std::{
     time::Duration,
 };
 
-use dataflow::generator::{
-    self, Family, Snapshot,
-    settings::{Fixed, ServiceGraphs},
+use dataflow::{
+    cluster::Role,
+    generator::{
+        self, Family, Snapshot,
+        settings::{Fixed, ServiceGraphs},
+    },
 };
 use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, common::v1::any_value::Value, trace::v1::Span};
 use proptest::prelude::*;
@@ -20,7 +23,10 @@ use storage::{
 };
 
 use super::{settings, settled};
-use crate::harness::{Harness, shuffle};
+use crate::{
+    cluster::processes::Processes,
+    harness::{Harness, shuffle},
+};
 
 /// Client, server and connection type.
 type Edge = (String, String, String);
@@ -133,4 +139,57 @@ proptest! {
         harness.block_on(settled(&harness, 0));
         prop_assert_eq!(shown(&harness.snapshots().latest(), &tenant), reference(&requests));
     }
+}
+
+/// Halves of an edge come in different logs, each of them in two, members are lost and come back, and a process of its own generates.
+#[test]
+fn edges_of_many_processes_are_the_truth() {
+    let graphs = ServiceGraphs { wait: Duration::from_secs(600), ..ServiceGraphs::default() };
+    let wanted = generator::Settings { service_graphs: Some(graphs), ..generator::Settings::default() };
+    let tenant = Tenant::single();
+    let fixed = Fixed { default: Some(Arc::new(wanted)), ..Fixed::default() };
+    let roles = [Role::Ingester, Role::Ingester, Role::Ingester, Role::Generator];
+    let mut processes = Processes::new(settings(1), &roles, Some(Arc::new(fixed)));
+    processes.form(&[0, 1, 2, 3], 1);
+    let now = u64::try_from(SystemClock.now().as_nanos()).expect("this century");
+    let of_load =
+        synthetic::Settings { seed: 7, base_time_ns: now, trace_interval_ns: 1, spans_per_request: 20, ..synthetic::Settings::default() };
+    let requests: Vec<_> = Requests::new(of_load, Some(60)).collect();
+    for (number, requests) in requests.chunks(requests.len().div_ceil(6)).enumerate() {
+        let present: &[usize] = [[0, 1, 2].as_slice(), &[0, 1, 2], &[1, 2], &[0, 1, 2], &[0, 1, 2], &[0, 2]][number];
+        processes.block_on(async {
+            for (index, request) in requests.iter().enumerate() {
+                for copy in 0..2 {
+                    processes.append(present[(index + copy) % present.len()], &tenant, request.body.clone()).await;
+                }
+            }
+        });
+        match number {
+            1 => {
+                processes.lose(0);
+                processes.form(&[1, 2, 3], 1);
+            }
+            2 => processes.form(&[0, 1, 2, 3], 2),
+            // Series are where they were left.
+            3 => {
+                processes.lose(3);
+                processes.form(&[0, 1, 2, 3], 1);
+            }
+            4 => {
+                processes.lose(1);
+                processes.form(&[0, 2, 3], 1);
+            }
+            _ => {}
+        }
+    }
+    let truth = reference(&requests);
+    assert!(truth.len() > 3, "{truth:?}");
+    let of_generator = |processes: &Processes| shown(&processes.snapshots()[&3], &tenant);
+    for _ in 0..1500 {
+        if of_generator(&processes) == truth {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(of_generator(&processes), truth);
 }
