@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ingest::{
-    Distributor, DistributorSettings, Limits, LimitsTable, Log, SharedOverrides,
+    Distributor, DistributorSettings, Ingester, IngesterSettings, Limits, LimitsTable, Log, SharedOverrides, Sink,
     foreign::Foreign,
     jaeger::{model, thrift_body},
 };
@@ -45,8 +45,10 @@ fn distributor() -> Distributor {
     let overrides = SharedOverrides::new(LimitsTable { defaults: Arc::new(limits), ..LimitsTable::default() });
     let clock = ManualClock::new(Duration::from_secs(1_800_000_000));
     let registry = prometheus::Registry::new();
-    Distributor::new(DistributorSettings::default(), Arc::new(NullLog), Arc::new(overrides), Arc::new(clock), &registry)
-        .expect("fresh registry")
+    let (shared, clock_of) = (Arc::new(overrides.clone()), Arc::new(clock.clone()));
+    let ingester = Ingester::new(IngesterSettings::default(), Arc::new(NullLog), shared, None, clock_of, &registry);
+    let sink = Sink::Local(ingester.expect("fresh registry"));
+    Distributor::new(DistributorSettings::default(), sink, Arc::new(overrides), Arc::new(clock), &registry).expect("fresh registry")
 }
 
 fn push(criterion: &mut Criterion) {

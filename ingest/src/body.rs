@@ -1,10 +1,10 @@
 //! Reads request bodies as they arrive, within a limit, a deadline and the budget.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use tokio::time::Instant;
 
 use crate::{
@@ -59,14 +59,18 @@ impl BodyError {
 
 /// A body on its way in.
 #[derive(Debug)]
-pub(crate) struct BodyReader {
-    body: Incoming,
+pub(crate) struct BodyReader<B = Incoming> {
+    body: B,
     timeout: Duration,
     deadline: Instant,
 }
 
-impl BodyReader {
-    pub(crate) fn new(body: Incoming, timeout: Duration) -> Self {
+impl<B> BodyReader<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
+    pub(crate) fn new(body: B, timeout: Duration) -> Self {
         Self { body, timeout, deadline: Instant::now() + timeout }
     }
 

@@ -1,4 +1,4 @@
-//! One budget of bytes for all receivers together.
+//! One budget of bytes for all receivers together, and one for what waits for ingesters.
 //!
 //! The problem: each request may be megabytes, and anybody may open as many requests as the connections carry. The idea: before bytes
 //! are read from a socket, or made by a decompressor, they are reserved here; a reservation lives as long as the request. Whoever finds
@@ -46,6 +46,29 @@ impl Budget {
     pub fn new(total: usize, max_wait: Duration, registry: &Registry) -> Result<Self, prometheus::Error> {
         let in_flight = IntGauge::new("rubato_ingest_inflight_bytes", "Bytes that requests in flight have reserved.")?;
         let refused = IntCounter::new("rubato_ingest_budget_refusals_total", "Requests refused because too many bytes were in flight.")?;
+        Self::with(total, max_wait, in_flight, refused, registry)
+    }
+
+    /// The same for messages that wait for ingesters, see [`Replicator`](crate::Replicator).
+    ///
+    /// # Errors
+    /// A metric of the same name is registered already.
+    pub fn for_replication(total: usize, max_wait: Duration, registry: &Registry) -> Result<Self, prometheus::Error> {
+        let in_flight = IntGauge::new("rubato_distributor_replication_inflight_bytes", "Bytes of messages that wait for ingesters.")?;
+        let refused = IntCounter::new(
+            "rubato_distributor_replication_budget_refusals_total",
+            "Requests refused because too many bytes waited for ingesters.",
+        )?;
+        Self::with(total, max_wait, in_flight, refused, registry)
+    }
+
+    fn with(
+        total: usize,
+        max_wait: Duration,
+        in_flight: IntGauge,
+        refused: IntCounter,
+        registry: &Registry,
+    ) -> Result<Self, prometheus::Error> {
         registry.register(Box::new(in_flight.clone()))?;
         registry.register(Box::new(refused.clone()))?;
         let total = total.min(Semaphore::MAX_PERMITS);

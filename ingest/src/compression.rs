@@ -3,7 +3,10 @@
 //!
 //! Work is done in steps with a yield between them, so that one large body doesn't hold up the thread's other connections.
 
-use std::io::Read;
+use std::{
+    io::{Read, Write as _},
+    str::FromStr,
+};
 
 use bytes::{Buf as _, Bytes};
 
@@ -13,6 +16,8 @@ use crate::{body::BodyError, budget::Reservation};
 const STEP: usize = 256 << 10;
 /// Windows of up to 8 MiB, as RFC 8878 recommends decoders to support.
 const MAX_ZSTD_WINDOW_LOG: u32 = 23;
+/// Windows of what we compress.
+const ZSTD_WINDOW_LOG: u32 = 20;
 
 /// Compression of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +31,79 @@ pub(crate) enum Encoding {
     Snappy,
     /// The frame format.
     Lz4,
+}
+
+/// Compression of the messages that we send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Bytes as they are.
+    None,
+    /// Small, and slow to make.
+    Gzip,
+    /// Fast; what Tempo uses.
+    #[default]
+    Snappy,
+    /// Smaller than snappy at a similar cost.
+    Zstd,
+}
+
+/// A name that is no compression.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unsupported compression type: {0}")]
+pub struct UnknownCompression(String);
+
+impl FromStr for Compression {
+    type Err = UnknownCompression;
+
+    /// Reads the value of `grpc_compression`.
+    fn from_str(name: &str) -> Result<Self, UnknownCompression> {
+        match name {
+            "" => Ok(Self::None),
+            "gzip" => Ok(Self::Gzip),
+            "snappy" => Ok(Self::Snappy),
+            "zstd" => Ok(Self::Zstd),
+            _ => Err(UnknownCompression(name.to_owned())),
+        }
+    }
+}
+
+impl Compression {
+    /// Compresses a part of a message. Parts are compressed each by itself and sent one behind the other: in all of these formats that is the
+    /// compressed form of the whole, to the decoders of Go just as to ours.
+    pub(crate) fn compress(self, part: Bytes) -> std::io::Result<Bytes> {
+        let compressed = match self {
+            Self::None => return Ok(part),
+            Self::Gzip => {
+                let mut out = flate2::write::GzEncoder::new(Vec::with_capacity(part.len() / 4), flate2::Compression::fast());
+                out.write_all(&part)?;
+                out.finish()?
+            }
+            Self::Snappy => {
+                let mut out = snap::write::FrameEncoder::new(Vec::with_capacity(part.len() / 3));
+                out.write_all(&part)?;
+                out.into_inner().map_err(snap::write::IntoInnerError::into_error)?
+            }
+            Self::Zstd => {
+                let mut out = zstd::stream::write::Encoder::new(Vec::with_capacity(part.len() / 4), 1)?;
+                // The same for all parts, since decoders may go by the first.
+                out.window_log(ZSTD_WINDOW_LOG)?;
+                out.write_all(&part)?;
+                out.finish()?
+            }
+        };
+        Ok(compressed.into())
+    }
+}
+
+impl From<Compression> for Encoding {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::None => Self::Identity,
+            Compression::Gzip => Self::Gzip,
+            Compression::Snappy => Self::Snappy,
+            Compression::Zstd => Self::Zstd,
+        }
+    }
 }
 
 impl Encoding {
@@ -50,7 +128,8 @@ impl Encoding {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// Its name in headers.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Identity => "identity",
             Self::Gzip => "gzip",
@@ -163,7 +242,7 @@ fn lz4_block_bytes(frame: &[u8]) -> usize {
 mod tests {
     use super::*;
     use crate::Budget;
-    use std::{io::Write as _, time::Duration};
+    use std::time::Duration;
 
     pub(crate) fn compress(encoding: Encoding, data: &[u8]) -> Vec<u8> {
         match encoding {
@@ -218,6 +297,22 @@ mod tests {
             let (body, _) = decompress(Encoding::Snappy, snap::raw::Encoder::new().compress_vec(&data).expect("small"), size).await;
             assert!(body.as_deref() == Ok(&data[..]), "raw snappy {size}");
         }
+    }
+
+    #[tokio::test]
+    async fn parts_are_compressed_apart_and_read_as_one() {
+        let part = |bytes: u32| -> Bytes { (0..bytes).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as u8 & 0x1f).collect() };
+        for sizes in [&[0u32][..], &[1, 0, 5000], &[10, 3 << 20, 100, 70_000]] {
+            let parts: Vec<Bytes> = sizes.iter().map(|&bytes| part(bytes)).collect();
+            for name in ["", "gzip", "snappy", "zstd"] {
+                let compression: Compression = name.parse().expect("known");
+                let compressed = parts.iter().map(|part| compression.compress(part.clone()).expect("in memory"));
+                let message: Vec<u8> = compressed.flatten().collect();
+                let (body, _) = decompress(compression.into(), message, 4 << 20).await;
+                assert!(body.as_deref() == Ok(&parts.concat()[..]), "{name} {sizes:?}: {:?}", body.err());
+            }
+        }
+        assert_eq!("lz4".parse::<Compression>().map_err(|error| error.to_string()), Err("unsupported compression type: lz4".to_owned()));
     }
 
     #[tokio::test]

@@ -1,71 +1,55 @@
-//! The distributor: decides what of a request is kept, and hands it to the log.
+//! The distributor: decides what of a request is kept, and hands it on.
 //!
 //! ```text
-//!  body ─► token bucket ─► validate ─► normalise? ─► truncate? ─► trace limits ─► cut refused spans? ─► Log::append ─► Pushed
-//!             │               │                                       │                                    │
-//!        RESOURCE_EXHAUSTED  INVALID_ARGUMENT                    partial_success                       UNAVAILABLE
+//!                                                                            ┌─► Ingester: trace limits ─► cut refused spans? ─► Log::append
+//!  body ─► token bucket ─► validate ─► normalise? ─► truncate? ─► Sink ──────┤                                      (a single process)
+//!             │               │                                              └─► Replicator: by trace ─► ingesters of the ring ─► quorum
+//!        RESOURCE_EXHAUSTED  INVALID_ARGUMENT                                         │
+//!                                                                  partial_success, UNAVAILABLE
 //! ```
 //!
 //! The steps with a question mark rewrite the body and are taken by few requests; all others pass through as the bytes that arrived.
 //! The order is that of the reference, with one freedom: tokens are taken by the size of the body before it is walked, so that a sender over
 //! its rate costs next to nothing, and are given back when the body turns out to hold no spans or to be no request at all. What the
 //! reference would not have charged is not charged.
-//!
-//! A walk fills a list of spans. Ordinary bodies use one list per thread; bodies above [`LARGE_BODY`] share a single one and take turns, so
-//! that a burst of huge requests costs the memory of one.
 
 use std::{
-    cell::RefCell,
-    collections::HashMap,
     fmt::{self, Debug},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use prometheus::Registry;
 use storage::{
     clock::Clock,
     id::Tenant,
-    otlp::{self, Invalid, Walk, WireError},
-    wal::{AppendError, Position, Wal},
+    otlp::{self, Invalid, WireError},
+    ring::RingError,
+    wal::AppendError,
 };
 
 use crate::{
+    budget::Exhausted,
+    ingester::{self, Admission, Ingester},
     limits::{Limits, Overrides, Rate, RateStrategy, TokenBucket},
     metrics::{Discarded, Metrics, ReceiverMetrics, TenantMetrics},
+    replicator::{CallError, Plan, ReplicationError, Replicator},
+    scratch::{Scratch, Scratches},
     status::{Code, Status},
-    traces::{Batch, TableSettings, TraceTable, Verdict},
+    tenants::{Active, Tenants, TooManyTenants},
+    traces::{Batch, Refusals, Refused, Verdict},
     wire,
 };
 
-/// Bodies above this many bytes are walked one after the other.
-const LARGE_BODY: usize = 1 << 20;
-/// Spans for which a thread keeps memory between requests.
-const KEPT_SPANS: usize = 1 << 15;
-/// How often tenants are looked through for what can be forgotten.
-const SWEEP_PERIOD: Duration = Duration::from_secs(60);
-
-/// Where accepted requests go: the write-ahead log, or what a test puts in its place.
-#[async_trait]
-pub trait Log: Debug + Send + Sync + 'static {
-    /// Appends a validated request of `tenant`; returns once it is durable.
-    ///
-    /// # Errors
-    /// Nothing was appended, and the client should be told so.
-    async fn append(&self, tenant: &Tenant, body: Bytes) -> Result<Position, AppendError>;
-}
-
-#[async_trait]
-impl Log for Wal {
-    async fn append(&self, tenant: &Tenant, body: Bytes) -> Result<Position, AppendError> {
-        Self::append(self, tenant, body).await
-    }
+/// Where the distributor hands over what it has checked.
+#[derive(Clone, Debug)]
+pub enum Sink {
+    /// To the ingester in the same process.
+    Local(Ingester),
+    /// To the ingesters of a ring.
+    Ring(Replicator),
 }
 
 /// What the distributor does the same for all tenants.
@@ -79,12 +63,6 @@ pub struct DistributorSettings {
     pub retry_after_on_resource_exhausted: Duration,
     /// How a tenant's rate is divided.
     pub rate_strategy: RateStrategy,
-    /// How long a trace counts as live after its last push (`ingester.trace_idle_period`).
-    pub trace_idle_period: Duration,
-    /// How long the size of a trace is remembered after its last push, at least; up to twice as long.
-    pub trace_size_retention: Duration,
-    /// Traces remembered per tenant (about 70 bytes each). Beyond it the oldest are forgotten early.
-    pub max_tracked_traces: usize,
     /// Tenants known at a time. Beyond it, pushes of further tenants are refused.
     pub max_tenants: usize,
     /// A tenant without a push for this long is forgotten, with its metrics.
@@ -97,9 +75,6 @@ impl Default for DistributorSettings {
             max_attribute_bytes: 2048,
             retry_after_on_resource_exhausted: Duration::from_secs(5),
             rate_strategy: RateStrategy::Local,
-            trace_idle_period: Duration::from_secs(5),
-            trace_size_retention: Duration::from_secs(300),
-            max_tracked_traces: 1 << 17,
             max_tenants: 10_000,
             tenant_idle_period: Duration::from_secs(3600),
         }
@@ -109,7 +84,7 @@ impl Default for DistributorSettings {
 /// A request that was taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pushed {
-    /// Spans that are in the log now.
+    /// Spans that are durable now: in the log, or in those of as many ingesters as make a quorum.
     pub accepted_spans: u64,
     /// Spans that were cut out because of a limit on traces; the client learns of them by `partial_success`.
     pub rejected: Option<Rejected>,
@@ -131,7 +106,8 @@ impl Pushed {
     }
 }
 
-/// A request that was refused as a whole: nothing of it is stored.
+/// A request that was refused as a whole. Nothing of it is stored, unless some ingesters of a ring took it and too many did not; then it may
+/// be sent again, because ingesters recognise spans that they have.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{refusal}")]
 pub struct PushError {
@@ -153,11 +129,8 @@ pub enum Refusal {
         retry_after: Option<Duration>,
     },
     /// As many tenants as may be are active. Retry later.
-    #[error("too many active tenants (max {max})")]
-    TooManyTenants {
-        /// The limit.
-        max: usize,
-    },
+    #[error(transparent)]
+    TooManyTenants(#[from] TooManyTenants),
     /// Not an OTLP message. Don't retry.
     #[error("error unmarshalling request: {0}")]
     Malformed(WireError),
@@ -167,6 +140,35 @@ pub enum Refusal {
     /// The log refused. Retry later.
     #[error("{0}")]
     Log(AppendError),
+    /// Too few ingesters are there. Retry later.
+    #[error("{0}")]
+    Ring(RingError),
+    /// Too much waits for ingesters. Retry later.
+    #[error("{error}")]
+    Busy {
+        /// What there is no room for.
+        error: Exhausted,
+        /// When to come back, if clients are to be told.
+        retry_after: Option<Duration>,
+    },
+    /// Too few ingesters took it; this is what the last of them said.
+    #[error("{error}")]
+    Ingester {
+        /// Its answer.
+        error: CallError,
+        /// When to come back, if clients are to be told.
+        retry_after: Option<Duration>,
+    },
+}
+
+impl Refusal {
+    fn new(error: ReplicationError, retry_after: Option<Duration>) -> Self {
+        match error {
+            ReplicationError::Ring(error) => Self::Ring(error),
+            ReplicationError::Busy(error) => Self::Busy { error, retry_after },
+            ReplicationError::Ingester(error) => Self::Ingester { error, retry_after },
+        }
+    }
 }
 
 impl PushError {
@@ -180,18 +182,31 @@ impl PushError {
             Refusal::Log(AppendError::Full(_)) => "wal_full",
             Refusal::Log(AppendError::TooLarge { .. }) => "record_too_large",
             Refusal::Log(AppendError::Io(_) | AppendError::Closed) => "wal_unavailable",
+            Refusal::Ring(_) => "no_quorum",
+            Refusal::Busy { .. } => "too_many_bytes_in_flight",
+            Refusal::Ingester { .. } => "ingesters_failed",
         }
     }
 
     /// How it is answered.
     pub(crate) fn status(&self) -> Status {
         let (code, retry_after) = match &self.refusal {
-            Refusal::RateLimited { retry_after, .. } => (Code::ResourceExhausted, *retry_after),
+            Refusal::RateLimited { retry_after, .. } | Refusal::Busy { retry_after, .. } => (Code::ResourceExhausted, *retry_after),
             Refusal::TooManyTenants { .. } => (Code::ResourceExhausted, None),
-            Refusal::Malformed(_) | Refusal::InvalidId(_) | Refusal::Log(AppendError::TooLarge { .. }) => (Code::InvalidArgument, None),
-            Refusal::Log(AppendError::Full(_) | AppendError::Io(_) | AppendError::Closed) => (Code::Unavailable, None),
+            Refusal::Malformed(_) | Refusal::InvalidId(_) => (Code::InvalidArgument, None),
+            Refusal::Log(error) => (log_code(error), None),
+            Refusal::Ring(_) => (Code::Unavailable, None),
+            Refusal::Ingester { error, retry_after } => (error.code, retry_after.filter(|_| error.code == Code::ResourceExhausted)),
         };
         Status { code, message: self.to_string(), retry_after }
+    }
+}
+
+/// How a refusal of the log is answered.
+pub(crate) fn log_code(error: &AppendError) -> Code {
+    match error {
+        AppendError::TooLarge { .. } => Code::InvalidArgument,
+        AppendError::Full(_) | AppendError::Io(_) | AppendError::Closed => Code::Unavailable,
     }
 }
 
@@ -201,75 +216,42 @@ pub struct Distributor(Arc<Inner>);
 
 struct Inner {
     settings: DistributorSettings,
-    log: Arc<dyn Log>,
+    sink: Sink,
     overrides: Arc<dyn Overrides>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
-    tenants: RwLock<HashMap<Tenant, Arc<TenantState>>>,
-    /// Unix seconds of the next look through the tenants.
-    next_sweep: AtomicU64,
-    /// A tokio mutex because requests wait for it; not held across an await.
-    large: tokio::sync::Mutex<Scratch>,
+    tenants: Tenants<State>,
+    scratches: Scratches,
 }
 
 impl Debug for Distributor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Distributor").field("settings", &self.0.settings).field("log", &self.0.log).finish_non_exhaustive()
+        f.debug_struct("Distributor").field("settings", &self.0.settings).field("sink", &self.0.sink).finish_non_exhaustive()
     }
 }
 
-/// What is kept per tenant. The mutexes are std-like because their sections are short and never await.
+/// What is kept per tenant. The mutex is a std-like one because its sections are short and never await.
 #[derive(Debug)]
-struct TenantState {
+struct State {
     bucket: Mutex<TokenBucket>,
-    traces: Mutex<TraceTable>,
-    /// Unix seconds.
-    last_push: AtomicU64,
     metrics: TenantMetrics,
 }
 
-/// Memory that is reused from request to request.
-#[derive(Debug, Default)]
-struct Scratch {
-    walk: Walk,
-    batch: Batch,
-}
-
-impl Scratch {
-    fn shrink(&mut self) {
-        if self.walk.spans.capacity() > KEPT_SPANS {
-            self.walk = Walk::default();
-        }
-        self.batch.shrink(KEPT_SPANS);
-    }
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
 impl Distributor {
-    /// A distributor that writes to `log`.
+    /// A distributor that hands over to `sink`.
     ///
     /// # Errors
     /// A metric of the same name is registered already.
     pub fn new(
         settings: DistributorSettings,
-        log: Arc<dyn Log>,
+        sink: Sink,
         overrides: Arc<dyn Overrides>,
         clock: Arc<dyn Clock>,
         registry: &Registry,
     ) -> Result<Self, prometheus::Error> {
-        Ok(Self(Arc::new(Inner {
-            settings,
-            log,
-            overrides,
-            clock,
-            metrics: Metrics::new(registry)?,
-            tenants: RwLock::default(),
-            next_sweep: AtomicU64::new(0),
-            large: tokio::sync::Mutex::default(),
-        })))
+        let tenants = Tenants::new(settings.max_tenants, settings.tenant_idle_period);
+        let (metrics, scratches) = (Metrics::new(registry)?, Scratches::default());
+        Ok(Self(Arc::new(Inner { settings, sink, overrides, clock, metrics, tenants, scratches })))
     }
 
     /// Takes an encoded `ExportTraceServiceRequest`. Returns once what was accepted is durable.
@@ -293,10 +275,14 @@ impl Distributor {
     }
 }
 
-/// What is left of a request after all checks.
-struct Checked {
-    body: Bytes,
-    pushed: Pushed,
+/// What is left to do for a request after all checks.
+enum Checked {
+    /// Nothing: it holds no spans.
+    Empty,
+    /// To be appended here, but for what was refused.
+    Append { ingester: Ingester, admission: Admission, body: Bytes, spans: u64, refused: Refusals },
+    /// To be sent to others.
+    Send { replicator: Replicator, plan: Plan, spans: u64 },
 }
 
 impl Inner {
@@ -306,67 +292,59 @@ impl Inner {
         }
         let now = self.clock.now();
         let limits = self.overrides.limits(tenant);
-        let state = match self.tenant(tenant, now) {
-            Ok(state) => state,
-            Err(refusal) => {
-                let spans = wire::count_spans(&body);
-                // One series for all of them: their number is what has no bound.
-                self.metrics.discard(Discarded::TooManyTenants, "", spans);
-                return Err(PushError { spans, refusal });
+        self.tenants.sweep(now, |_| false, |tenant| self.metrics.forget(tenant));
+        let fresh = || State { bucket: Mutex::default(), metrics: self.metrics.tenant(tenant) };
+        let state = self.tenants.pushing(tenant, now, fresh).map_err(|error| self.one_too_many(&body, error))?;
+        let size = body.len();
+        let checked = self.scratches.with(size, |scratch| self.check(tenant, &state, &limits, body, now, scratch)).await?;
+        match checked {
+            Checked::Empty => Ok(Pushed::default()),
+            Checked::Append { ingester, admission, body, spans, refused } => {
+                let rejected = self.reject(tenant, &limits, &refused);
+                let accepted_spans = spans - refused.spans();
+                ingester.append(tenant, admission, body).await.map_err(|error| {
+                    self.metrics.discard(Discarded::WalRefused, tenant.as_str(), accepted_spans);
+                    PushError { spans, refusal: Refusal::Log(error) }
+                })?;
+                Ok(Pushed { accepted_spans, rejected })
             }
-        };
-        let checked = if body.len() > LARGE_BODY {
-            let mut scratch = self.large.lock().await;
-            self.check(tenant, &state, &limits, body, now, &mut scratch)
-        } else {
-            SCRATCH.with_borrow_mut(|scratch| self.check(tenant, &state, &limits, body, now, scratch))
-        };
-        let Checked { body, pushed } = checked?;
-        if pushed.accepted_spans == 0 {
-            return Ok(pushed);
-        }
-        match self.log.append(tenant, body.clone()).await {
-            Ok(_) => Ok(pushed),
-            Err(error) => {
-                Self::take_back(&state, &body);
-                let spans = pushed.spans();
-                self.metrics.discard(Discarded::WalRefused, tenant.as_str(), pushed.accepted_spans);
-                Err(PushError { spans, refusal: Refusal::Log(error) })
+            Checked::Send { replicator, plan, spans } => {
+                let refused = replicator.write(tenant, plan).await.map_err(|error| self.not_replicated(tenant, &limits, spans, error))?;
+                let rejected = self.reject(tenant, &limits, &refused);
+                Ok(Pushed { accepted_spans: spans - refused.spans(), rejected })
             }
         }
     }
 
-    /// All that is decided about a request. Doesn't wait.
+    fn one_too_many(&self, body: &[u8], error: TooManyTenants) -> PushError {
+        let spans = wire::count_spans(body);
+        // One series for all of them: their number is what has no bound.
+        self.metrics.discard(Discarded::TooManyTenants, "", spans);
+        PushError { spans, refusal: error.into() }
+    }
+
+    fn not_replicated(&self, tenant: &Tenant, limits: &Limits, spans: u64, error: ReplicationError) -> PushError {
+        self.metrics.discard(Discarded::NotReplicated, tenant.as_str(), spans);
+        PushError { spans, refusal: Refusal::new(error, self.retry_after(limits)) }
+    }
+
+    /// All that is decided about a request before it is handed over. Doesn't wait.
     fn check(
         &self,
         tenant: &Tenant,
-        state: &TenantState,
-        limits: &Limits,
-        body: Bytes,
-        now: Duration,
-        scratch: &mut Scratch,
-    ) -> Result<Checked, PushError> {
-        let result = self.check_with(tenant, state, limits, body, now, scratch);
-        scratch.shrink();
-        result
-    }
-
-    fn check_with(
-        &self,
-        tenant: &Tenant,
-        state: &TenantState,
+        state: &Active<State>,
         limits: &Limits,
         mut body: Bytes,
         now: Duration,
-        Scratch { walk, batch }: &mut Scratch,
+        Scratch { walk, batch, .. }: &mut Scratch,
     ) -> Result<Checked, PushError> {
         let size = body.len() as u64;
-        let rate = Rate::new(limits, self.settings.rate_strategy);
+        let rate = Rate::new(limits, &self.settings.rate_strategy);
         if !state.bucket.lock().take(size, rate, now) {
             let spans = wire::count_spans(&body);
             state.metrics.ingress_bytes.inc_by(size);
             if spans == 0 {
-                return Ok(Checked { body, pushed: Pushed::default() });
+                return Ok(Checked::Empty);
             }
             self.metrics.discard(Discarded::RateLimited, tenant.as_str(), spans);
             let refusal = Refusal::RateLimited { message: rate.refusal(size, tenant), retry_after: self.retry_after(limits) };
@@ -390,7 +368,7 @@ impl Inner {
         state.metrics.ingress_bytes.inc_by(size);
         if spans == 0 {
             state.bucket.lock().refund(size);
-            return Ok(Checked { body, pushed: Pushed::default() });
+            return Ok(Checked::Empty);
         }
         state.metrics.bytes_received.inc_by(size);
         state.metrics.spans_received.inc_by(spans);
@@ -413,25 +391,26 @@ impl Inner {
         }
 
         batch.group(&walk.spans);
-        let (refused, live) = {
-            let mut traces = state.traces.lock();
-            (traces.charge(batch, limits, now), traces.live())
-        };
-        state.metrics.live_traces.set(i64::try_from(live).unwrap_or(i64::MAX));
         self.observe(state, batch, now);
-        let rejected = refused.then(|| self.reject(tenant, limits, batch));
-        if let Some(rejected) = &rejected {
-            body = if rejected.spans == spans {
-                Bytes::new()
-            } else {
-                otlp::retain_spans(&body, |span| batch.verdict(span.trace_id) == Verdict::Accepted).into()
-            };
+        match &self.sink {
+            Sink::Local(ingester) => {
+                let admission = ingester.admit(tenant, limits, batch, now).map_err(|error| self.one_too_many(&body, error))?;
+                let mut refused = Refusals::default();
+                if admission.refused {
+                    batch.shares.iter().for_each(|share| refused.add(share.verdict, share.trace_id, share.spans));
+                    body = ingester::accepted(&body, &walk.spans, batch);
+                }
+                Ok(Checked::Append { ingester: ingester.clone(), admission, body, spans, refused })
+            }
+            Sink::Ring(replicator) => {
+                let plan = replicator.plan(tenant, limits, body, &walk.spans, batch, now);
+                let plan = plan.map_err(|error| self.not_replicated(tenant, limits, spans, error.into()))?;
+                Ok(Checked::Send { replicator: replicator.clone(), plan, spans })
+            }
         }
-        let accepted_spans = spans - rejected.as_ref().map_or(0, |rejected| rejected.spans);
-        Ok(Checked { body, pushed: Pushed { accepted_spans, rejected } })
     }
 
-    fn observe(&self, state: &TenantState, batch: &Batch, now: Duration) {
+    fn observe(&self, state: &State, batch: &Batch, now: Duration) {
         self.metrics.traces_per_batch.observe(batch.shares.len() as f64);
         let now = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX);
         for share in &batch.shares {
@@ -444,89 +423,39 @@ impl Inner {
         }
     }
 
-    /// Counts and explains the spans that the trace limits refused.
-    fn reject(&self, tenant: &Tenant, limits: &Limits, batch: &Batch) -> Rejected {
-        let sum = |verdict| batch.shares.iter().filter(|s| s.verdict == verdict).fold((0, 0), |sum, s| (sum.0 + 1, sum.1 + s.spans));
-        let (new_traces, spans_of_new) = sum(Verdict::LiveTracesExceeded);
-        let (large_traces, spans_of_large) = sum(Verdict::TraceTooLarge);
-        self.metrics.discard(Discarded::LiveTracesExceeded, tenant.as_str(), spans_of_new);
-        self.metrics.discard(Discarded::TraceTooLarge, tenant.as_str(), spans_of_large);
+    /// Counts and explains the spans that ingesters refused.
+    fn reject(&self, tenant: &Tenant, limits: &Limits, refused: &Refusals) -> Option<Rejected> {
         let mut reasons = Vec::new();
-        if new_traces > 0 {
-            reasons.push(format!(
-                "{spans_of_new} spans of {new_traces} new traces refused: max live traces exceeded for user {tenant} \
-                 (max_traces_per_user {})",
-                limits.max_traces_per_user
-            ));
+        for (verdict, Refused { traces, spans, example }) in refused.iter() {
+            let (discarded, reason) = match verdict {
+                Verdict::Accepted => continue,
+                Verdict::LiveTracesExceeded => (
+                    Discarded::LiveTracesExceeded,
+                    format!(
+                        "{spans} spans of {traces} new traces refused: max live traces exceeded for user {tenant} (max_traces_per_user {})",
+                        limits.max_traces_per_user
+                    ),
+                ),
+                Verdict::TraceTooLarge => (
+                    Discarded::TraceTooLarge,
+                    format!(
+                        "{spans} spans of {traces} traces refused: trace too large for user {tenant} (max_bytes_per_trace {}, trace {example})",
+                        limits.max_bytes_per_trace
+                    ),
+                ),
+                Verdict::Unknown => (
+                    Discarded::UnknownError,
+                    format!("{spans} spans of {traces} traces refused by ingesters for user {tenant} (trace {example})"),
+                ),
+            };
+            self.metrics.discard(discarded, tenant.as_str(), spans);
+            reasons.push(reason);
         }
-        if let Some(example) = batch.shares.iter().find(|share| share.verdict == Verdict::TraceTooLarge) {
-            reasons.push(format!(
-                "{spans_of_large} spans of {large_traces} traces refused: trace too large for user {tenant} (max_bytes_per_trace {}, trace {})",
-                limits.max_bytes_per_trace, example.trace_id
-            ));
-        }
-        Rejected { spans: spans_of_new + spans_of_large, message: reasons.join("; ") }
-    }
-
-    /// Takes back what a request that the log refused has added to its traces.
-    fn take_back(state: &TenantState, body: &[u8]) {
-        let Scratch { mut walk, mut batch } = Scratch::default();
-        if otlp::index(body, &mut walk).is_ok() {
-            batch.group(&walk.spans);
-            state.traces.lock().discharge(&batch);
-        }
+        (!reasons.is_empty()).then(|| Rejected { spans: refused.spans(), message: reasons.join("; ") })
     }
 
     fn retry_after(&self, limits: &Limits) -> Option<Duration> {
         let retry_after = self.settings.retry_after_on_resource_exhausted;
         (limits.retry_info_enabled && !retry_after.is_zero()).then_some(retry_after)
-    }
-
-    fn tenant(&self, tenant: &Tenant, now: Duration) -> Result<Arc<TenantState>, Refusal> {
-        let due = self.next_sweep.load(Ordering::Relaxed);
-        if now.as_secs() >= due {
-            let next = now.as_secs() + SWEEP_PERIOD.as_secs();
-            if self.next_sweep.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                self.sweep(now);
-            }
-        }
-        let known = self.tenants.read().get(tenant).map(Arc::clone);
-        if let Some(state) = known {
-            state.last_push.store(now.as_secs(), Ordering::Relaxed);
-            return Ok(state);
-        }
-        let mut tenants = self.tenants.write();
-        if tenants.len() >= self.settings.max_tenants && !tenants.contains_key(tenant) {
-            return Err(Refusal::TooManyTenants { max: self.settings.max_tenants });
-        }
-        let table = TableSettings {
-            idle: self.settings.trace_idle_period,
-            retention: self.settings.trace_size_retention,
-            max_entries: self.settings.max_tracked_traces,
-        };
-        let state = tenants.entry(tenant.clone()).or_insert_with(|| {
-            Arc::new(TenantState {
-                bucket: Mutex::default(),
-                traces: Mutex::new(TraceTable::new(table)),
-                last_push: AtomicU64::new(now.as_secs()),
-                metrics: self.metrics.tenant(tenant),
-            })
-        });
-        Ok(Arc::clone(state))
-    }
-
-    /// Lets tenants forget traces, and forgets tenants.
-    fn sweep(&self, now: Duration) {
-        let idle = self.settings.tenant_idle_period.as_secs();
-        self.tenants.write().retain(|tenant, state| {
-            let mut traces = state.traces.lock();
-            let empty = traces.expire(now);
-            state.metrics.live_traces.set(i64::try_from(traces.live()).unwrap_or(i64::MAX));
-            let kept = !empty || now.as_secs().saturating_sub(state.last_push.load(Ordering::Relaxed)) < idle;
-            if !kept {
-                self.metrics.forget(tenant);
-            }
-            kept
-        });
     }
 }

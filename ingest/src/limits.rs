@@ -7,6 +7,7 @@ use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use storage::id::Tenant;
+use tokio::sync::watch;
 
 /// What a tenant may send.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,10 @@ pub struct Limits {
     pub burst_size_bytes: u64,
     /// Live traces (`ingestion.max_traces_per_user`); 0 is unlimited.
     pub max_traces_per_user: u64,
+    /// Live traces in all ingesters together (`ingestion.max_global_traces_per_user`); 0 is unlimited.
+    pub max_global_traces_per_user: u64,
+    /// Ingesters that the tenant is written to (`ingestion.tenant_shard_size`); 0 is all of them.
+    pub tenant_shard_size: usize,
     /// Bytes that a trace may gather (`global.max_bytes_per_trace`); 0 is unlimited.
     pub max_bytes_per_trace: u64,
     /// Longest attribute key and string value, bytes (`ingestion.max_attribute_bytes`); 0 takes the distributor's.
@@ -31,6 +36,8 @@ impl Limits {
         rate_limit_bytes: 0,
         burst_size_bytes: 0,
         max_traces_per_user: 0,
+        max_global_traces_per_user: 0,
+        tenant_shard_size: 0,
         max_bytes_per_trace: 0,
         max_attribute_bytes: 0,
         retry_info_enabled: false,
@@ -44,6 +51,8 @@ impl Default for Limits {
             rate_limit_bytes: 15_000_000,
             burst_size_bytes: 20_000_000,
             max_traces_per_user: 10_000,
+            max_global_traces_per_user: 0,
+            tenant_shard_size: 0,
             max_bytes_per_trace: 5_000_000,
             max_attribute_bytes: 0,
             retry_info_enabled: true,
@@ -99,16 +108,13 @@ impl Overrides for SharedOverrides {
 }
 
 /// How a tenant's rate is divided among distributors (`overrides.defaults.ingestion.rate_strategy`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub enum RateStrategy {
     /// Each distributor grants the whole rate.
     #[default]
     Local,
-    /// The rate is divided by the number of healthy distributors (0 counts as 1).
-    Global {
-        /// How many there are.
-        distributors: u32,
-    },
+    /// The rate is divided by the number of healthy distributors (0 counts as 1), as it is at the time of each push.
+    Global(watch::Receiver<usize>),
 }
 
 /// The rate in force in this process.
@@ -120,12 +126,12 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
-    pub(crate) fn new(limits: &Limits, strategy: RateStrategy) -> Self {
+    pub(crate) fn new(limits: &Limits, strategy: &RateStrategy) -> Self {
         let burst = limits.burst_size_bytes;
         match strategy {
             RateStrategy::Local => Self { limit: limits.rate_limit_bytes, global: 0, burst },
-            RateStrategy::Global { distributors } => {
-                let distributors = u64::from(distributors.max(1));
+            RateStrategy::Global(distributors) => {
+                let distributors = (*distributors.borrow()).max(1) as u64;
                 let limit = limits.rate_limit_bytes / distributors;
                 Self { limit, global: limit * distributors, burst }
             }
@@ -187,7 +193,7 @@ mod tests {
     #[test]
     fn the_oracles_of_the_reference() {
         let tenant = Tenant::new("t").expect("valid");
-        let rate = Rate::new(&Limits::default(), RateStrategy::Local);
+        let rate = Rate::new(&Limits::default(), &RateStrategy::Local);
         let mut bucket = TokenBucket::default();
         assert!(!bucket.take(21_000_000, rate, SECOND));
         assert_eq!(
@@ -212,10 +218,17 @@ mod tests {
 
     #[test]
     fn zero_limits_refuse_everything_and_global_rates_are_divided() {
-        let rate = Rate::new(&Limits::ZERO, RateStrategy::Local);
+        let rate = Rate::new(&Limits::ZERO, &RateStrategy::Local);
         assert!(!TokenBucket::default().take(1, rate, SECOND));
-        let rate = Rate::new(&Limits::default(), RateStrategy::Global { distributors: 4 });
-        assert_eq!(rate, Rate { limit: 3_750_000, global: 15_000_000, burst: 20_000_000 });
+        let (distributors, watched) = watch::channel(4);
+        let strategy = RateStrategy::Global(watched);
+        let rate = || Rate::new(&Limits::default(), &strategy);
+        assert_eq!(rate(), Rate { limit: 3_750_000, global: 15_000_000, burst: 20_000_000 });
+        distributors.send_replace(5);
+        assert_eq!(rate(), Rate { limit: 3_000_000, global: 15_000_000, burst: 20_000_000 });
+        distributors.send_replace(0);
+        drop(distributors);
+        assert_eq!(rate().limit, 15_000_000, "the last number stays, and none is one");
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! The counters of the receivers and the distributor. Names are Tempo's where Tempo has the metric.
+//! The counters of receivers, distributor and ingester. Names are Tempo's where Tempo has the metric.
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     core::{Collector, GenericCounter},
 };
 use storage::id::Tenant;
+
+use crate::traces::Verdict;
 
 /// All metrics that have a tenant only by label, or none.
 #[derive(Debug)]
@@ -19,7 +21,6 @@ pub(crate) struct Metrics {
     spans_received: IntCounterVec,
     attributes_truncated: IntCounterVec,
     discarded_spans: IntCounterVec,
-    live_traces: IntGaugeVec,
     distance_in_future: HistogramVec,
     distance_in_past: HistogramVec,
 }
@@ -31,7 +32,6 @@ pub(crate) struct TenantMetrics {
     pub(crate) bytes_received: IntCounter,
     pub(crate) spans_received: IntCounter,
     pub(crate) attributes_truncated: IntCounter,
-    pub(crate) live_traces: prometheus::IntGauge,
     pub(crate) distance_in_future: Histogram,
     pub(crate) distance_in_past: Histogram,
 }
@@ -44,19 +44,23 @@ pub(crate) enum Discarded {
     InvalidSpanId,
     LiveTracesExceeded,
     TraceTooLarge,
+    UnknownError,
     TooManyTenants,
     WalRefused,
+    NotReplicated,
 }
 
 impl Discarded {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::RateLimited,
         Self::InvalidTraceId,
         Self::InvalidSpanId,
         Self::LiveTracesExceeded,
         Self::TraceTooLarge,
+        Self::UnknownError,
         Self::TooManyTenants,
         Self::WalRefused,
+        Self::NotReplicated,
     ];
 
     fn label(self) -> &'static str {
@@ -64,10 +68,12 @@ impl Discarded {
             Self::RateLimited => "rate_limited",
             Self::InvalidTraceId => "invalid_trace_id",
             Self::InvalidSpanId => "invalid_span_id",
-            Self::LiveTracesExceeded => "live_traces_exceeded",
-            Self::TraceTooLarge => "trace_too_large",
+            Self::LiveTracesExceeded => Verdict::LiveTracesExceeded.reason(),
+            Self::TraceTooLarge => Verdict::TraceTooLarge.reason(),
+            Self::UnknownError => Verdict::Unknown.reason(),
             Self::TooManyTenants => "too_many_tenants",
             Self::WalRefused => "wal_refused",
+            Self::NotReplicated => "not_replicated",
         }
     }
 }
@@ -107,10 +113,6 @@ impl Metrics {
                 &["tenant"],
             )?,
             discarded_spans: counters("tempo_discarded_spans_total", "Spans that were refused.", &["reason", "tenant"])?,
-            live_traces: register(
-                registry,
-                IntGaugeVec::new(Opts::new("rubato_ingest_live_traces", "Traces counted against max_traces_per_user."), &["tenant"])?,
-            )?,
             distance_in_future: distance("tempo_spans_distance_in_future_seconds", "How far after their arrival traces end.")?,
             distance_in_past: distance("tempo_spans_distance_in_past_seconds", "How long before their arrival traces ended.")?,
         })
@@ -123,7 +125,6 @@ impl Metrics {
             bytes_received: self.bytes_received.with_label_values(labels),
             spans_received: self.spans_received.with_label_values(labels),
             attributes_truncated: self.attributes_truncated.with_label_values(labels),
-            live_traces: self.live_traces.with_label_values(labels),
             distance_in_future: self.distance_in_future.with_label_values(labels),
             distance_in_past: self.distance_in_past.with_label_values(labels),
         }
@@ -142,12 +143,129 @@ impl Metrics {
         for counter in counters {
             let _ = counter.remove_label_values(labels);
         }
-        let _ = self.live_traces.remove_label_values(labels);
         let _ = self.distance_in_future.remove_label_values(labels);
         let _ = self.distance_in_past.remove_label_values(labels);
         for reason in Discarded::ALL {
             let _ = self.discarded_spans.remove_label_values(&[reason.label(), tenant.as_str()]);
         }
+    }
+}
+
+/// What an ingester counts by tenant.
+#[derive(Debug)]
+pub(crate) struct IngesterMetrics {
+    live_traces: IntGaugeVec,
+    bytes_received: IntCounterVec,
+}
+
+/// The handles of one tenant.
+#[derive(Debug)]
+pub(crate) struct IngesterTenantMetrics {
+    pub(crate) live_traces: IntGauge,
+    pub(crate) bytes_received: IntCounter,
+}
+
+/// Values of the label `data_type`; there never was another.
+const TRACE: &str = "trace";
+
+impl IngesterMetrics {
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let live = Opts::new("rubato_ingest_live_traces", "Traces counted against max_traces_per_user.");
+        let bytes = Opts::new("tempo_ingester_bytes_received_total", "Bytes of spans handed to the log.");
+        Ok(Self {
+            live_traces: register(registry, IntGaugeVec::new(live, &["tenant"])?)?,
+            bytes_received: register(registry, IntCounterVec::new(bytes, &["tenant", "data_type"])?)?,
+        })
+    }
+
+    pub(crate) fn tenant(&self, tenant: &Tenant) -> IngesterTenantMetrics {
+        IngesterTenantMetrics {
+            live_traces: self.live_traces.with_label_values(&[tenant.as_str()]),
+            bytes_received: self.bytes_received.with_label_values(&[tenant.as_str(), TRACE]),
+        }
+    }
+
+    /// Removes the series of a tenant that is gone.
+    pub(crate) fn forget(&self, tenant: &Tenant) {
+        let _ = self.live_traces.remove_label_values(&[tenant.as_str()]);
+        let _ = self.bytes_received.remove_label_values(&[tenant.as_str(), TRACE]);
+    }
+}
+
+/// What comes of pushes from distributors.
+#[derive(Debug)]
+pub(crate) struct PusherMetrics {
+    refused_pushes: IntCounterVec,
+    refused_traces: [IntCounter; Verdict::REFUSALS.len()],
+}
+
+impl PusherMetrics {
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let pushes = Opts::new("rubato_ingester_refused_pushes_total", "Pushes of distributors that were refused as a whole.");
+        let traces =
+            Opts::new("rubato_ingester_refused_traces_total", "Traces of pushes that were refused, by the reason that was answered.");
+        let traces = register(registry, IntCounterVec::new(traces, &["reason"])?)?;
+        Ok(Self {
+            refused_pushes: register(registry, IntCounterVec::new(pushes, &["reason"])?)?,
+            refused_traces: Verdict::REFUSALS.map(|verdict| traces.with_label_values(&[verdict.reason()])),
+        })
+    }
+
+    pub(crate) fn refused(&self, reason: &str) {
+        self.refused_pushes.with_label_values(&[reason]).inc();
+    }
+
+    pub(crate) fn verdict(&self, verdict: Verdict) {
+        if let Some(place) = Verdict::REFUSALS.iter().position(|&refusal| refusal == verdict) {
+            self.refused_traces[place].inc();
+        }
+    }
+}
+
+/// What a distributor counts about ingesters.
+#[derive(Debug)]
+pub(crate) struct ReplicatorMetrics {
+    pub(crate) clients: IntGauge,
+    appends: IntCounterVec,
+    append_failures: IntCounterVec,
+    pub(crate) sent_bytes: IntCounter,
+}
+
+/// The handles of one ingester.
+#[derive(Debug)]
+pub(crate) struct PeerMetrics {
+    pub(crate) appends: IntCounter,
+    pub(crate) append_failures: IntCounter,
+}
+
+impl ReplicatorMetrics {
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counters = |name: &str, help: &str| register(registry, IntCounterVec::new(Opts::new(name, help), &["ingester"])?);
+        Ok(Self {
+            clients: register(
+                registry,
+                IntGauge::new("tempo_distributor_ingester_clients", "Ingesters that this process is a client of.")?,
+            )?,
+            appends: counters("tempo_distributor_ingester_appends_total", "Batches sent to an ingester.")?,
+            append_failures: counters("tempo_distributor_ingester_append_failures_total", "Batches that an ingester did not take.")?,
+            sent_bytes: register(
+                registry,
+                IntCounter::new("rubato_distributor_replicated_bytes_total", "Bytes of messages for ingesters, compressed, all copies.")?,
+            )?,
+        })
+    }
+
+    pub(crate) fn peer(&self, address: &str) -> PeerMetrics {
+        PeerMetrics {
+            appends: self.appends.with_label_values(&[address]),
+            append_failures: self.append_failures.with_label_values(&[address]),
+        }
+    }
+
+    /// Removes the series of an ingester that is gone.
+    pub(crate) fn forget(&self, address: &str) {
+        let _ = self.appends.remove_label_values(&[address]);
+        let _ = self.append_failures.remove_label_values(&[address]);
     }
 }
 

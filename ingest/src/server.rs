@@ -13,7 +13,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use http::{Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::{
     body::{Body, Incoming},
     service::service_fn,
@@ -23,10 +23,12 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
 };
+use tokio_rustls::{TlsAcceptor, rustls};
 
 /// Unread bytes that an HTTP/2 connection may have in our memory.
 const CONNECTION_WINDOW: u32 = 256 << 10;
@@ -52,6 +54,19 @@ pub struct ServerSettings {
     pub body_timeout: Duration,
     /// After the shutdown was asked for, how long requests in flight may go on.
     pub drain_timeout: Duration,
+    /// Connections are encrypted so; a handshake may take as long as a head. None is in the clear.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Who may send; none is everybody.
+    pub admit: Option<Arc<dyn Admit>>,
+}
+
+/// Knows who may use a listener.
+pub trait Admit: std::fmt::Debug + Send + Sync {
+    /// Whether a request with these headers is let in.
+    fn admit(&self, headers: &HeaderMap) -> bool;
+
+    /// What those who are not are told to say: the value of `www-authenticate` (RFC 9110, 11.6.1).
+    fn challenge(&self) -> &'static str;
 }
 
 impl Default for ServerSettings {
@@ -64,6 +79,8 @@ impl Default for ServerSettings {
             header_timeout: Duration::from_secs(120),
             body_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(30),
+            tls: None,
+            admit: None,
         }
     }
 }
@@ -94,7 +111,7 @@ pub(crate) async fn serve<H, F, B>(
 where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = bytes::Bytes, Error = Infallible> + Send + 'static,
+    B: Body<Data = bytes::Bytes, Error = Infallible> + Default + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     let (stop, stopped) = watch::channel(false);
@@ -114,7 +131,7 @@ where
         };
         match accepted {
             Ok((stream, peer)) => {
-                let connection = serve_connection(stream, versions, settings.clone(), handler.clone(), stopped.clone());
+                let connection = connect(stream, versions, settings.clone(), handler.clone(), stopped.clone());
                 connections.spawn(async move {
                     if let Err(error) = connection.await {
                         tracing::debug!(receiver = name, %peer, %error, "connection failed");
@@ -141,19 +158,43 @@ where
     Drained { aborted_connections }
 }
 
-async fn serve_connection<H, F, B>(
+/// Serves a connection, after its handshake if it is to have one.
+async fn connect<H, F, B>(
     stream: TcpStream,
+    versions: Versions,
+    settings: ServerSettings,
+    handler: H,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+where
+    H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = bytes::Bytes, Error = Infallible> + Default + Send + 'static,
+{
+    stream.set_nodelay(true)?;
+    match &settings.tls {
+        None => serve_connection(stream, versions, settings, handler, stopped).await,
+        Some(tls) => {
+            let handshake = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
+            let stream = tokio::time::timeout(settings.header_timeout, handshake).await??;
+            serve_connection(stream, versions, settings, handler, stopped).await
+        }
+    }
+}
+
+async fn serve_connection<S, H, F, B>(
+    stream: S,
     versions: Versions,
     settings: ServerSettings,
     handler: H,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
 where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = bytes::Bytes, Error = Infallible> + Send + 'static,
+    B: Body<Data = bytes::Bytes, Error = Infallible> + Default + Send + 'static,
 {
-    stream.set_nodelay(true)?;
     let mut builder = auto::Builder::new(TokioExecutor::new());
     if versions == Versions::Http2 {
         builder = builder.http2_only();
@@ -168,9 +209,17 @@ where
         .max_header_list_size(MAX_HEADER_BYTES)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    let service = service_fn(move |request| {
-        let response = handler(request);
-        async move { Ok::<_, Infallible>(response.await) }
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = match &settings.admit {
+            Some(admit) if !admit.admit(request.headers()) => Err(refusal(request.headers(), admit.challenge())),
+            _ => Ok(handler(request)),
+        };
+        async move {
+            Ok::<_, Infallible>(match response {
+                Ok(response) => response.await,
+                Err(refusal) => refusal,
+            })
+        }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
@@ -179,4 +228,20 @@ where
         _ = stopped.wait_for(|stopped| *stopped) => connection.as_mut().graceful_shutdown(),
     }
     connection.await
+}
+
+/// The answer to a request that is not let in, in the manner of its protocol.
+fn refusal<B: Default>(asked: &HeaderMap, challenge: &'static str) -> Response<B> {
+    let mut response = Response::new(B::default());
+    let is_grpc = asked.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if is_grpc {
+        // UNAUTHENTICATED, as an answer that is only trailers.
+        for (name, value) in [("content-type", "application/grpc"), ("grpc-status", "16"), ("grpc-message", "no valid credentials")] {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+    } else {
+        *response.status_mut() = StatusCode::UNAUTHORIZED;
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    }
+    response
 }

@@ -12,6 +12,7 @@ use prost::Message as _;
 pub enum Code {
     Unknown = 2,
     InvalidArgument = 3,
+    DeadlineExceeded = 4,
     ResourceExhausted = 8,
     Unimplemented = 12,
     Internal = 13,
@@ -22,11 +23,26 @@ impl Code {
     /// The HTTP status that OTLP/HTTP answers for it.
     pub fn http(self) -> http::StatusCode {
         match self {
-            Self::Unavailable => http::StatusCode::SERVICE_UNAVAILABLE,
+            Self::DeadlineExceeded | Self::Unavailable => http::StatusCode::SERVICE_UNAVAILABLE,
             Self::ResourceExhausted => http::StatusCode::TOO_MANY_REQUESTS,
             Self::InvalidArgument => http::StatusCode::BAD_REQUEST,
             Self::Unimplemented => http::StatusCode::NOT_FOUND,
             Self::Unknown | Self::Internal => http::StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl Code {
+    /// Reads the number of a code. Those that we don't answer with become their nearest: what may succeed when tried again is Unavailable.
+    pub(crate) fn of_number(number: i32) -> Self {
+        match number {
+            3 => Self::InvalidArgument,
+            4 => Self::DeadlineExceeded,
+            8 => Self::ResourceExhausted,
+            12 => Self::Unimplemented,
+            13 => Self::Internal,
+            1 | 10 | 11 | 14 | 15 => Self::Unavailable,
+            _ => Self::Unknown,
         }
     }
 }

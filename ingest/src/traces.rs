@@ -31,17 +31,79 @@ use storage::{
     otlp::{Slice, SpanEntry},
 };
 
-use crate::limits::Limits;
-
 /// Ticks in an idle period.
 const TICKS: u64 = 8;
 
-/// Why the spans of a trace are refused.
+/// What an ingester decides about the spans of a trace. The numbers are those of `tempopb.PushErrorReason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    Accepted,
-    LiveTracesExceeded,
-    TraceTooLarge,
+    Accepted = 0,
+    LiveTracesExceeded = 1,
+    TraceTooLarge = 2,
+    /// The spans are not what they are said to be.
+    Unknown = 3,
+}
+
+impl Verdict {
+    /// Reasons to refuse.
+    pub(crate) const REFUSALS: [Self; 3] = [Self::LiveTracesExceeded, Self::TraceTooLarge, Self::Unknown];
+
+    /// The name in metrics.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Accepted => "",
+            Self::LiveTracesExceeded => "live_traces_exceeded",
+            Self::TraceTooLarge => "trace_too_large",
+            Self::Unknown => "unknown_error",
+        }
+    }
+
+    /// Reads a `tempopb.PushErrorReason`.
+    pub(crate) fn of_code(code: u64) -> Self {
+        match code {
+            0 => Self::Accepted,
+            1 => Self::LiveTracesExceeded,
+            2 => Self::TraceTooLarge,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Refused spans of a request, by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Refusals([Refused; Verdict::REFUSALS.len()]);
+
+/// What was refused for one reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) traces: u64,
+    pub(crate) spans: u64,
+    /// The first of the traces.
+    pub(crate) example: TraceId,
+}
+
+impl Refusals {
+    /// Adds the spans of a trace, unless they are accepted.
+    pub(crate) fn add(&mut self, verdict: Verdict, trace_id: TraceId, spans: u64) {
+        if let Some(place) = Verdict::REFUSALS.iter().position(|&refusal| refusal == verdict) {
+            let refused = &mut self.0[place];
+            if refused.traces == 0 {
+                refused.example = trace_id;
+            }
+            refused.traces += 1;
+            refused.spans += spans;
+        }
+    }
+
+    /// All refused spans.
+    pub(crate) fn spans(&self) -> u64 {
+        self.0.iter().map(|refused| refused.spans).sum()
+    }
+
+    /// The reasons that occurred.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Verdict, Refused)> {
+        Verdict::REFUSALS.into_iter().zip(self.0).filter(|(_, refused)| refused.traces > 0)
+    }
 }
 
 /// The part of one request that belongs to one trace.
@@ -51,6 +113,8 @@ pub(crate) struct TraceShare {
     /// Bytes of its spans, and of resource and scope once per run of spans that share them.
     pub(crate) bytes: u64,
     pub(crate) spans: u64,
+    /// Earliest start, Unix nanoseconds.
+    pub(crate) start_ns: u64,
     /// Latest end, Unix nanoseconds.
     pub(crate) end_ns: u64,
     pub(crate) verdict: Verdict,
@@ -62,6 +126,8 @@ pub(crate) struct TraceShare {
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) shares: Vec<TraceShare>,
+    /// For each span of the request, which of the shares it is in.
+    pub(crate) share_of: Vec<u32>,
     places: HashMap<TraceId, u32, TraceIdHashing>,
 }
 
@@ -69,6 +135,7 @@ impl Batch {
     /// Sums up the spans of a request by trace.
     pub(crate) fn group(&mut self, spans: &[SpanEntry]) {
         self.shares.clear();
+        self.share_of.clear();
         self.places.clear();
         let mut last = usize::MAX;
         for span in spans {
@@ -78,6 +145,7 @@ impl Batch {
                         trace_id: span.trace_id,
                         bytes: u64::from(length(span.resource) + length(span.scope)),
                         spans: 0,
+                        start_ns: u64::MAX,
                         end_ns: 0,
                         verdict: Verdict::Accepted,
                         resource: span.resource,
@@ -86,6 +154,7 @@ impl Batch {
                     self.shares.len() as u32 - 1
                 }) as usize;
             }
+            self.share_of.push(last as u32);
             let share = &mut self.shares[last];
             if share.resource != span.resource {
                 share.resource = span.resource;
@@ -97,18 +166,19 @@ impl Batch {
             }
             share.bytes += u64::from(length(span.span));
             share.spans += 1;
+            share.start_ns = share.start_ns.min(span.start_ns);
             share.end_ns = share.end_ns.max(span.end_ns);
         }
     }
 
-    /// What was decided about a trace of this request.
-    pub(crate) fn verdict(&self, trace_id: TraceId) -> Verdict {
-        self.places.get(&trace_id).map_or(Verdict::Accepted, |&place| self.shares[place as usize].verdict)
+    /// What was decided about the trace of a span of this request, told by its place.
+    pub(crate) fn verdict(&self, span: usize) -> Verdict {
+        self.share_of.get(span).map_or(Verdict::Accepted, |&share| self.shares[share as usize].verdict)
     }
 
     /// Gives memory back that only an unusually large request needed.
     pub(crate) fn shrink(&mut self, spans: usize) {
-        if self.shares.capacity() > spans {
+        if self.share_of.capacity() > spans {
             *self = Self::default();
         }
     }
@@ -123,6 +193,15 @@ struct Entry {
     bytes: u64,
     /// Tick of the last accepted push; 0 when there was none.
     tick: u64,
+}
+
+/// What a tenant's traces may be; 0 is unlimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TraceLimits {
+    /// Live traces in this process.
+    pub(crate) max_live: u64,
+    /// Bytes of a trace.
+    pub(crate) max_bytes: u64,
 }
 
 /// How the table of every tenant is made.
@@ -149,12 +228,12 @@ impl TraceTable {
     }
 
     /// Counts a request in and decides, per trace, whether its spans are accepted. Says whether any were refused.
-    pub(crate) fn charge(&mut self, batch: &mut Batch, limits: &Limits, now: Duration) -> bool {
+    pub(crate) fn charge(&mut self, batch: &mut Batch, limits: TraceLimits, now: Duration) -> bool {
         self.advance(now);
-        let max_live = if limits.max_traces_per_user == 0 { u64::MAX } else { limits.max_traces_per_user };
-        let max_bytes = if limits.max_bytes_per_trace == 0 { u64::MAX } else { limits.max_bytes_per_trace };
+        let max_live = if limits.max_live == 0 { u64::MAX } else { limits.max_live };
+        let max_bytes = if limits.max_bytes == 0 { u64::MAX } else { limits.max_bytes };
         // Never so small that live traces would be forgotten for lack of room.
-        let room = (self.settings.max_entries / 2).max(usize::try_from(limits.max_traces_per_user).unwrap_or(usize::MAX));
+        let room = (self.settings.max_entries / 2).max(usize::try_from(limits.max_live).unwrap_or(usize::MAX));
         let mut refused = false;
         for share in &mut batch.shares {
             let mut entry = match self.young.get(&share.trace_id).or_else(|| self.old.get(&share.trace_id)) {
@@ -346,15 +425,15 @@ mod tests {
         }
     }
 
-    fn limits(traces: u64, bytes: u64) -> Limits {
-        Limits { max_traces_per_user: traces, max_bytes_per_trace: bytes, ..Limits::ZERO }
+    fn limits(max_live: u64, max_bytes: u64) -> TraceLimits {
+        TraceLimits { max_live, max_bytes }
     }
 
-    fn push(table: &mut TraceTable, spans: &[SpanEntry], limits: &Limits, at: u64) -> Vec<Verdict> {
+    fn push(table: &mut TraceTable, spans: &[SpanEntry], limits: TraceLimits, at: u64) -> Vec<Verdict> {
         let mut batch = Batch::default();
         batch.group(spans);
         table.charge(&mut batch, limits, Duration::from_secs(at));
-        spans.iter().map(|span| batch.verdict(span.trace_id)).collect()
+        (0..spans.len()).map(|span| batch.verdict(span)).collect()
     }
 
     use Verdict::{Accepted, LiveTracesExceeded, TraceTooLarge};
@@ -364,14 +443,14 @@ mod tests {
         let mut table = TraceTable::new(SETTINGS);
         let two = limits(2, 0);
         assert_eq!(
-            push(&mut table, &[span(1, 9), span(2, 9), span(3, 9), span(1, 9)], &two, 100),
+            push(&mut table, &[span(1, 9), span(2, 9), span(3, 9), span(1, 9)], two, 100),
             [Accepted, Accepted, LiveTracesExceeded, Accepted]
         );
-        assert_eq!(push(&mut table, &[span(3, 9), span(2, 9)], &two, 107), [LiveTracesExceeded, Accepted]);
+        assert_eq!(push(&mut table, &[span(3, 9), span(2, 9)], two, 107), [LiveTracesExceeded, Accepted]);
         assert_eq!(table.live(), 2);
-        assert_eq!(push(&mut table, &[span(3, 9)], &two, 109), [Accepted], "trace 1 has been idle for 9 s");
-        assert_eq!(push(&mut table, &[span(1, 9)], &two, 109), [LiveTracesExceeded], "and is no longer live");
-        assert_eq!(push(&mut table, &[span(1, 9)], &two, 10_000), [Accepted]);
+        assert_eq!(push(&mut table, &[span(3, 9)], two, 109), [Accepted], "trace 1 has been idle for 9 s");
+        assert_eq!(push(&mut table, &[span(1, 9)], two, 109), [LiveTracesExceeded], "and is no longer live");
+        assert_eq!(push(&mut table, &[span(1, 9)], two, 10_000), [Accepted]);
         assert_eq!(table.live(), 1);
     }
 
@@ -379,12 +458,12 @@ mod tests {
     fn a_trace_that_is_too_large_stays_refused_until_it_is_forgotten() {
         let mut table = TraceTable::new(SETTINGS);
         let small = limits(0, 100);
-        assert_eq!(push(&mut table, &[span(1, 60), span(2, 101)], &small, 100), [Accepted, TraceTooLarge]);
+        assert_eq!(push(&mut table, &[span(1, 60), span(2, 101)], small, 100), [Accepted, TraceTooLarge]);
         assert_eq!(table.live(), 1, "a refused trace is not live");
-        assert_eq!(push(&mut table, &[span(1, 40)], &small, 110), [Accepted]);
-        assert_eq!(push(&mut table, &[span(1, 1)], &small, 111), [TraceTooLarge]);
-        assert_eq!(push(&mut table, &[span(1, 1)], &small, 140), [TraceTooLarge], "its size outlives its liveness");
-        assert_eq!(push(&mut table, &[span(1, 1)], &small, 1000), [Accepted]);
+        assert_eq!(push(&mut table, &[span(1, 40)], small, 110), [Accepted]);
+        assert_eq!(push(&mut table, &[span(1, 1)], small, 111), [TraceTooLarge]);
+        assert_eq!(push(&mut table, &[span(1, 1)], small, 140), [TraceTooLarge], "its size outlives its liveness");
+        assert_eq!(push(&mut table, &[span(1, 1)], small, 1000), [Accepted]);
         assert!(table.expire(Duration::from_secs(2000)));
     }
 
@@ -394,7 +473,7 @@ mod tests {
         let mut batch = Batch::default();
         for _ in 0..3 {
             batch.group(&[span(1, 60)]);
-            assert!(!table.charge(&mut batch, &limits(0, 100), Duration::from_secs(100)));
+            assert!(!table.charge(&mut batch, limits(0, 100), Duration::from_secs(100)));
             table.discharge(&batch);
         }
     }
@@ -416,7 +495,7 @@ mod tests {
             let mut one = span(0, 1);
             one.trace_id.0[..8].copy_from_slice(&n.to_le_bytes());
             batch.group(&[one]);
-            table.charge(&mut batch, &limits(0, 0), Duration::from_secs(100));
+            table.charge(&mut batch, limits(0, 0), Duration::from_secs(100));
         }
         assert!(table.young.len() + table.old.len() <= 100);
         assert_eq!(table.live(), 10_000, "the count does not depend on what is remembered");
@@ -441,7 +520,7 @@ mod tests {
                     entry.0 += u64::from(bytes);
                     if entry.0 > 100 { TraceTooLarge } else { entry.1 = Some(now); Accepted }
                 };
-                prop_assert_eq!(push(&mut table, &[span(trace, bytes)], &limits, now), vec![expected]);
+                prop_assert_eq!(push(&mut table, &[span(trace, bytes)], limits, now), vec![expected]);
             }
         }
     }

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use ingest::{
-    Budget, Distributor, DistributorSettings, Drained, GrpcSettings, HttpSettings, JaegerHttpSettings, JaegerUdpSettings, Limits,
-    LimitsTable, Log, ServerSettings, SharedOverrides, ThriftProtocol, ZipkinSettings, jaeger_grpc, jaeger_thrift_http, jaeger_thrift_udp,
-    otlp_grpc, otlp_http, zipkin,
+    Budget, Distributor, DistributorSettings, Drained, GrpcSettings, HttpSettings, Ingester, IngesterSettings, JaegerHttpSettings,
+    JaegerUdpSettings, Limits, LimitsTable, Log, ServerSettings, SharedOverrides, Sink, ThriftProtocol, ZipkinSettings, jaeger_grpc,
+    jaeger_thrift_http, jaeger_thrift_udp, otlp_grpc, otlp_http, zipkin,
 };
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse, trace_service_client::TraceServiceClient},
@@ -113,14 +113,18 @@ impl Server {
         let log = Arc::new(MemoryLog::default());
         let clock = ManualClock::new(NOW);
         let overrides = SharedOverrides::new(LimitsTable { defaults: Arc::new(options.limits), ..LimitsTable::default() });
-        let distributor = Distributor::new(
-            options.distributor,
+        let ingester = Ingester::new(
+            IngesterSettings::default(),
             Arc::<MemoryLog>::clone(&log),
             Arc::new(overrides.clone()),
+            None,
             Arc::new(clock.clone()),
             &registry,
         )
         .expect("fresh registry");
+        let distributor =
+            Distributor::new(options.distributor, Sink::Local(ingester), Arc::new(overrides.clone()), Arc::new(clock.clone()), &registry)
+                .expect("fresh registry");
         let budget = Budget::new(options.budget, Duration::from_millis(300), &registry).expect("fresh registry");
         let listeners = futures::future::join_all((0..5).map(|_| TcpListener::bind("127.0.0.1:0"))).await;
         let listeners: Vec<_> = listeners.into_iter().map(|listener| listener.expect("a port")).collect();

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use ingest::{Distributor, DistributorSettings, Limits, LimitsTable, SharedOverrides};
+use ingest::{Distributor, DistributorSettings, Ingester, IngesterSettings, Limits, LimitsTable, SharedOverrides, Sink};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest},
     common::v1::any_value::Value,
@@ -192,10 +192,13 @@ proptest! {
         let overrides = SharedOverrides::new(LimitsTable { defaults: Arc::new(limits), ..LimitsTable::default() });
         let log = Arc::new(MemoryLog::default());
         let clock = ManualClock::new(NOW);
-        let settings = DistributorSettings { trace_idle_period: Duration::from_secs(8), ..DistributorSettings::default() };
-        let distributor =
-            Distributor::new(settings, Arc::<MemoryLog>::clone(&log), Arc::new(overrides), Arc::new(clock.clone()), &Registry::new())
-                .expect("fresh registry");
+        let settings = IngesterSettings { trace_idle_period: Duration::from_secs(8), ..IngesterSettings::default() };
+        let (log_of, overrides_of, registry) = (Arc::<MemoryLog>::clone(&log), Arc::new(overrides.clone()), Registry::new());
+        let ingester = Ingester::new(settings, log_of, overrides_of, None, Arc::new(clock.clone()), &registry);
+        let sink = Sink::Local(ingester.expect("fresh registry"));
+        let clock_of = Arc::new(clock.clone());
+        let distributor = Distributor::new(DistributorSettings::default(), sink, Arc::new(overrides), clock_of, &registry);
+        let distributor = distributor.expect("fresh registry");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
         let mut last_push: HashMap<u8, u64> = HashMap::new();
         let (mut now, mut expected, mut number) = (0, Vec::new(), 0);

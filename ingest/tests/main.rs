@@ -6,4 +6,6 @@ mod hostile;
 mod http;
 mod jaeger;
 mod limits;
+mod pusher;
+mod replication;
 mod zipkin;
