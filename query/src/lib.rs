@@ -27,9 +27,7 @@ mod duration;
 #[cfg(test)]
 mod tests;
 
-pub use api::{ApiSettings, BuildInfo, router};
-pub use engine::{
-    Engine, Limits, Overrides, QueryError, Recent, RecentAnswer, RecentError, RecentPart, RecentSource, RecentTrace, Settings, Units,
-};
+pub use api::{ApiSettings, BuildInfo, router, tenant_of};
+pub use engine::{Engine, Limits, Overrides, QueryError, Recent, RecentError, RecentSource, Settings, Units};
 pub use grpc::{recent_querier, streaming_querier};
 pub use metrics::{RequestMetrics, Slo, Slos};

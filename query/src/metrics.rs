@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     within_slo: IntCounterVec,
     throughput: CounterVec,
     inspected: IntCounterVec,
+    jobs: HistogramVec,
     tenants: Mutex<HashSet<String>>,
 }
 
@@ -68,15 +69,24 @@ impl Metrics {
             Opts::new("tempo_query_frontend_bytes_processed_per_second", "Bytes per second of queries, added up; with an objective only."),
             &["tenant", "op"],
         )?;
+        let jobs = HistogramOpts::new("tempo_query_frontend_jobs_per_query", "Jobs that queries are cut into.");
+        let jobs = jobs.buckets((0..=6).map(|power| 10f64.powi(power)).collect());
+        let jobs = HistogramVec::new(jobs, &["op"])?;
+        registry.register(Box::new(jobs.clone()))?;
         registry.register(Box::new(queries.clone()))?;
         registry.register(Box::new(within_slo.clone()))?;
         registry.register(Box::new(throughput.clone()))?;
         registry.register(Box::new(inspected.clone()))?;
-        Ok(Self { queries, within_slo, throughput, inspected, tenants: Mutex::default() })
+        Ok(Self { queries, within_slo, throughput, inspected, jobs, tenants: Mutex::default() })
     }
 
     pub(crate) fn inspected(&self, tenant: &str, op: Op, bytes: u64) {
         self.inspected.with_label_values(&[self.tenant_label(tenant), op.as_str()]).inc_by(bytes);
+    }
+
+    /// Takes down how many jobs a query is cut into.
+    pub(crate) fn jobs(&self, op: Op, jobs: usize) {
+        self.jobs.with_label_values(&[op.as_str()]).observe(jobs as f64);
     }
 
     /// Counts a query when it ends: as canceled unless it is told that it completed.

@@ -32,6 +32,9 @@ use crate::{
 /// Shortest time between two pieces of an answer, as in Tempo.
 pub(crate) const DIFFERENCES: Duration = Duration::from_millis(500);
 
+/// An answer in pieces.
+pub(crate) type Messages<M> = BoxStream<'static, Result<M, ApiError>>;
+
 /// The query API without a protocol.
 #[derive(Debug)]
 pub(crate) struct Api {
@@ -150,6 +153,8 @@ impl Api {
         let (status, message) = if found.truncated {
             let message = format!("Trace exceeds maximum size of {} bytes, a partial trace is returned", found.max_bytes);
             (proto::PartialStatus::Partial, message)
+        } else if found.incomplete {
+            (proto::PartialStatus::Partial, format!("Recent spans may be missing: {}", engine::INCOMPLETE))
         } else {
             (proto::PartialStatus::Complete, String::new())
         };
@@ -186,63 +191,98 @@ impl Api {
 
     /// Answers `/api/search/tags`.
     pub(crate) async fn tag_names(&self, asked: &Asked) -> Result<proto::SearchTagsResponse, ApiError> {
-        let (scope, tags) = self.names(asked, false).await?;
-        let mut tag_names: Vec<String> = match scope {
-            ScopeParam::Intrinsic => intrinsics(),
-            ScopeParam::All | ScopeParam::Only(_) | ScopeParam::Trace => tags.groups.into_values().flatten().collect(),
-        };
-        tag_names.sort();
-        tag_names.dedup();
+        let (scope, query) = self.names_query(asked, false)?;
+        let tags = self.names(asked, query).await?;
+        Ok(show_names(scope, asked.params.lenient("limit"), tags))
+    }
+
+    /// Answers `/api/search/tags` in pieces: what was found since the last one, and all of it at the end.
+    pub(crate) fn tag_names_stream(self: &Arc<Self>, asked: Asked) -> Messages<proto::SearchTagsResponse> {
         let limit = asked.params.lenient("limit");
-        tag_names.truncate(if limit == 0 { usize::MAX } else { limit });
-        Ok(proto::SearchTagsResponse { tag_names, metrics: metadata(tags.inspected_bytes) })
+        self.names_stream(asked, false, move |scope, tags| show_names(scope, limit, tags))
     }
 
     /// Answers `/api/v2/search/tags`.
     pub(crate) async fn tag_names_by_scope(&self, asked: &Asked) -> Result<proto::SearchTagsV2Response, ApiError> {
-        let (scope, tags) = self.names(asked, true).await?;
-        let group = |name: &str, tags: Vec<String>| proto::SearchTagsV2Scope { name: name.to_owned(), tags };
-        let mut scopes: Vec<_> = tags.groups.into_iter().map(|(scope, names)| group(scope, names.into_iter().collect())).collect();
-        if matches!(scope, ScopeParam::All | ScopeParam::Intrinsic) {
-            scopes.push(group("intrinsic", intrinsics()));
-        }
-        Ok(proto::SearchTagsV2Response { scopes, metrics: metadata(tags.inspected_bytes) })
+        let (scope, query) = self.names_query(asked, true)?;
+        let tags = self.names(asked, query).await?;
+        Ok(show_names_by_scope(scope, tags))
     }
 
-    async fn names(&self, asked: &Asked, with_filter: bool) -> Result<(ScopeParam, engine::Tags), ApiError> {
+    /// Answers `/api/v2/search/tags` in pieces.
+    pub(crate) fn tag_names_by_scope_stream(self: &Arc<Self>, asked: Asked) -> Messages<proto::SearchTagsV2Response> {
+        self.names_stream(asked, true, show_names_by_scope)
+    }
+
+    /// What names are asked for; nothing beside those that are known without looking, if the scope says so.
+    fn names_query(&self, asked: &Asked, with_filter: bool) -> Result<(ScopeParam, Option<NamesRequest>), ApiError> {
         let scope = params::scope(&asked.params)?;
         let range = self.range(asked)?;
         let only = match scope {
-            ScopeParam::Intrinsic | ScopeParam::Trace => return Ok((scope, engine::Tags::default())),
+            ScopeParam::Intrinsic | ScopeParam::Trace => return Ok((scope, None)),
             ScopeParam::All => None,
             ScopeParam::Only(scope) => Some(scope),
         };
         let filter = if with_filter { self.filter(asked, 1)? } else { None };
         let (max_per_scope, max_stale) = (asked.params.lenient("limit"), asked.params.lenient("maxStaleValues"));
-        let query = self.engine.tag_names(&asked.tenants, NamesRequest { scope: only, filter, range, max_per_scope, max_stale });
-        let tags = self.count(&asked.tenants, Op::Metadata, |tags| tags.inspected_bytes, query).await?;
-        Ok((scope, tags))
+        Ok((scope, Some(NamesRequest { scope: only, filter, range, max_per_scope, max_stale })))
+    }
+
+    async fn names(&self, asked: &Asked, query: Option<NamesRequest>) -> Result<engine::Tags, ApiError> {
+        let Some(query) = query else { return Ok(nothing()) };
+        let query = self.engine.tag_names(&asked.tenants, query);
+        self.count(&asked.tenants, Op::Metadata, |tags| tags.inspected_bytes, query).await
+    }
+
+    fn names_stream<M: Send + 'static>(
+        self: &Arc<Self>,
+        asked: Asked,
+        with_filter: bool,
+        show: impl Fn(ScopeParam, engine::Tags) -> M + Send + 'static,
+    ) -> Messages<M> {
+        match self.names_query(&asked, with_filter) {
+            Err(error) => futures::stream::iter([Err(error)]).boxed(),
+            Ok((scope, None)) => futures::stream::iter([Ok(show(scope, nothing()))]).boxed(),
+            Ok((scope, Some(query))) => {
+                let messages = self.engine.tag_names_stream(asked.tenants.clone(), query, DIFFERENCES);
+                let messages = self.count_stream(asked.tenants, Op::Metadata, |tags| tags.inspected_bytes, messages);
+                messages.map(move |message| message.map(|tags| show(scope, tags))).boxed()
+            }
+        }
     }
 
     /// Answers `/api/search/tag/{tag}/values`.
     pub(crate) async fn tag_values(&self, asked: &Asked, tag: &str) -> Result<proto::SearchTagValuesResponse, ApiError> {
-        let known: &[&str] = match tag {
-            "" => return Err(ApiError::bad_request("please provide a non-empty tagName")),
-            "status.code" => &["unset", "ok", "error"],
-            "error" => &["true"],
-            _ => &[],
-        };
-        if !known.is_empty() {
-            let tag_values = known.iter().map(|value| (*value).to_owned()).collect();
-            return Ok(proto::SearchTagValuesResponse { tag_values, metrics: metadata(0) });
+        match known_values(tag)? {
+            Some(known) => Ok(known),
+            None => Ok(show_values(self.values(asked, self.values_query(asked, untyped(tag), None)?).await?)),
         }
-        let tags = self.values(asked, TagName::Attribute { scope: None, name: tag.to_owned() }, None).await?;
-        let values: BTreeSet<String> = tags.groups.into_values().flatten().collect();
-        Ok(proto::SearchTagValuesResponse { tag_values: values.into_iter().collect(), metrics: metadata(tags.inspected_bytes) })
+    }
+
+    /// Answers `/api/search/tag/{tag}/values` in pieces.
+    pub(crate) fn tag_values_stream(self: &Arc<Self>, asked: Asked, tag: &str) -> Messages<proto::SearchTagValuesResponse> {
+        match known_values(tag) {
+            Err(error) => futures::stream::iter([Err(error)]).boxed(),
+            Ok(Some(known)) => futures::stream::iter([Ok(known)]).boxed(),
+            Ok(None) => {
+                let query = self.values_query(&asked, untyped(tag), None);
+                self.values_stream(asked, query, show_values)
+            }
+        }
     }
 
     /// Answers `/api/v2/search/tag/{tag}/values`.
     pub(crate) async fn typed_tag_values(&self, asked: &Asked, tag: &str) -> Result<proto::SearchTagValuesV2Response, ApiError> {
+        Ok(show_typed_values(self.values(asked, self.typed_values_query(asked, tag)?).await?))
+    }
+
+    /// Answers `/api/v2/search/tag/{tag}/values` in pieces.
+    pub(crate) fn typed_tag_values_stream(self: &Arc<Self>, asked: Asked, tag: &str) -> Messages<proto::SearchTagValuesV2Response> {
+        let query = self.typed_values_query(&asked, tag);
+        self.values_stream(asked, query, show_typed_values)
+    }
+
+    fn typed_values_query(&self, asked: &Asked, tag: &str) -> Result<ValuesRequest, ApiError> {
         if tag.is_empty() {
             return Err(ApiError::bad_request("please provide a non-empty tagName"));
         }
@@ -251,19 +291,34 @@ impl Api {
         // An attribute without scope is looked for as one of a span and as one of a resource.
         let groups = if matches!(name, TagName::Attribute { scope: None, .. }) { 2 } else { 1 };
         let filter = self.filter(asked, groups)?;
-        let tags = self.values(asked, name, filter).await?;
-        let of_type = |(kind, values): (&'static str, BTreeSet<String>)| {
-            values.into_iter().map(move |value| proto::TagValue { r#type: kind.to_owned(), value })
-        };
-        let tag_values = tags.groups.into_iter().flat_map(of_type).collect();
-        Ok(proto::SearchTagValuesV2Response { tag_values, metrics: metadata(tags.inspected_bytes) })
+        self.values_query(asked, name, filter)
     }
 
-    async fn values(&self, asked: &Asked, tag: TagName, filter: Option<traceql::Filter>) -> Result<engine::Tags, ApiError> {
+    fn values_query(&self, asked: &Asked, tag: TagName, filter: Option<traceql::Filter>) -> Result<ValuesRequest, ApiError> {
         let range = self.range(asked)?;
         let (max_values, max_stale) = (asked.params.lenient("limit"), asked.params.lenient("maxStaleValues"));
-        let query = self.engine.tag_values(&asked.tenants, ValuesRequest { tag, filter, range, max_values, max_stale });
+        Ok(ValuesRequest { tag, filter, range, max_values, max_stale })
+    }
+
+    async fn values(&self, asked: &Asked, query: ValuesRequest) -> Result<engine::Tags, ApiError> {
+        let query = self.engine.tag_values(&asked.tenants, query);
         self.count(&asked.tenants, Op::Metadata, |tags| tags.inspected_bytes, query).await
+    }
+
+    fn values_stream<M: Send + 'static>(
+        self: &Arc<Self>,
+        asked: Asked,
+        query: Result<ValuesRequest, ApiError>,
+        show: fn(engine::Tags) -> M,
+    ) -> Messages<M> {
+        match query {
+            Err(error) => futures::stream::iter([Err(error)]).boxed(),
+            Ok(query) => {
+                let messages = self.engine.tag_values_stream(asked.tenants.clone(), query, DIFFERENCES);
+                let messages = self.count_stream(asked.tenants, Op::Metadata, |tags| tags.inspected_bytes, messages);
+                messages.map(move |message| message.map(show)).boxed()
+            }
+        }
     }
 
     /// The filter of a tag query, each of whose alternatives counts `weight` times.
@@ -277,6 +332,66 @@ impl Api {
         }
         Ok(filter)
     }
+}
+
+/// Nothing was looked for.
+fn nothing() -> engine::Tags {
+    engine::Tags { is_whole: true, ..engine::Tags::default() }
+}
+
+fn show_names(scope: ScopeParam, limit: usize, tags: engine::Tags) -> proto::SearchTagsResponse {
+    let mut tag_names: Vec<String> = match scope {
+        ScopeParam::Intrinsic => intrinsics(),
+        ScopeParam::All | ScopeParam::Only(_) | ScopeParam::Trace => tags.groups.into_values().flatten().collect(),
+    };
+    tag_names.sort();
+    tag_names.dedup();
+    // Which ones are kept is known at the end only.
+    let limit = match limit {
+        0 => usize::MAX,
+        _ if !tags.is_whole => 0,
+        limit => limit,
+    };
+    tag_names.truncate(limit);
+    proto::SearchTagsResponse { tag_names, metrics: metadata(tags.inspected_bytes) }
+}
+
+fn show_names_by_scope(scope: ScopeParam, tags: engine::Tags) -> proto::SearchTagsV2Response {
+    let group = |name: &str, tags: Vec<String>| proto::SearchTagsV2Scope { name: name.to_owned(), tags };
+    let mut scopes: Vec<_> = tags.groups.into_iter().map(|(scope, names)| group(scope, names.into_iter().collect())).collect();
+    if tags.is_whole && matches!(scope, ScopeParam::All | ScopeParam::Intrinsic) {
+        scopes.push(group("intrinsic", intrinsics()));
+    }
+    proto::SearchTagsV2Response { scopes, metrics: metadata(tags.inspected_bytes) }
+}
+
+fn untyped(tag: &str) -> TagName {
+    TagName::Attribute { scope: None, name: tag.to_owned() }
+}
+
+/// The values of tags that are none.
+fn known_values(tag: &str) -> Result<Option<proto::SearchTagValuesResponse>, ApiError> {
+    let known: &[&str] = match tag {
+        "" => return Err(ApiError::bad_request("please provide a non-empty tagName")),
+        "status.code" => &["unset", "ok", "error"],
+        "error" => &["true"],
+        _ => return Ok(None),
+    };
+    let tag_values = known.iter().map(|value| (*value).to_owned()).collect();
+    Ok(Some(proto::SearchTagValuesResponse { tag_values, metrics: metadata(0) }))
+}
+
+fn show_values(tags: engine::Tags) -> proto::SearchTagValuesResponse {
+    let values: BTreeSet<String> = tags.groups.into_values().flatten().collect();
+    proto::SearchTagValuesResponse { tag_values: values.into_iter().collect(), metrics: metadata(tags.inspected_bytes) }
+}
+
+fn show_typed_values(tags: engine::Tags) -> proto::SearchTagValuesV2Response {
+    let of_type = |(kind, values): (&'static str, BTreeSet<String>)| {
+        values.into_iter().map(move |value| proto::TagValue { r#type: kind.to_owned(), value })
+    };
+    let tag_values = tags.groups.into_iter().flat_map(of_type).collect();
+    proto::SearchTagValuesV2Response { tag_values, metrics: metadata(tags.inspected_bytes) }
 }
 
 fn search_bytes(answer: &proto::SearchResponse) -> u64 {

@@ -18,7 +18,10 @@ use super::{
     format::{Format, JSON, PROTOBUF, with_type},
     json, llm,
 };
-use crate::{engine::QueryError, metrics::RouteName};
+use crate::{
+    engine::{QueryError, refuse_incomplete},
+    metrics::RouteName,
+};
 
 /// Longest body of a search.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -47,6 +50,8 @@ pub(super) async fn trace_v1(
     if found.truncated {
         return Err(QueryError::TraceTooLarge { max_bytes: found.max_bytes }.into());
     }
+    // There is no other way to say so here.
+    refuse_incomplete(found.incomplete)?;
     if found.resource_spans.is_empty() {
         return Ok(StatusCode::NOT_FOUND.into_response());
     }
@@ -69,14 +74,21 @@ pub(super) async fn trace_v2(
 pub(super) async fn search(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let mut asked = api.asked(&parts.headers, &parts.uri)?;
-    let body = axum::body::to_bytes(body, MAX_BODY_BYTES)
-        .await
-        .map_err(|_| ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "http: request body too large"))?;
+    let body = axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(unreadable)?;
     // Forms and anything else are ignored.
     if body.trim_ascii_start().starts_with(b"{") {
         asked.params.add_json(&body)?;
     }
     Ok(Format::of(&parts.headers).show(&api.search(&asked).await?))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
+fn unreadable(error: axum::Error) -> ApiError {
+    use std::error::Error as _;
+    if error.source().is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
+        return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "http: request body too large");
+    }
+    ApiError::bad_request(format!("request body cannot be read: {error}"))
 }
 
 pub(super) async fn tags_v1(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Result<Response, ApiError> {

@@ -44,7 +44,7 @@ impl Api {
         self.count(&asked.tenants, Op::Metrics, bytes, self.engine.query_range(&asked.tenants, request)).await
     }
 
-    /// Answers a range query in pieces: how far it is, and all of it at the end.
+    /// Answers a range query in pieces: how far it is with the samples that are known for good, and all of it at the end.
     pub(crate) fn query_range_stream(self: &Arc<Self>, asked: Asked) -> BoxStream<'static, Result<proto::QueryRangeResponse, ApiError>> {
         match self.metrics_request(&asked, Kind::Range) {
             Ok(request) => {
@@ -61,6 +61,21 @@ impl Api {
         let request = self.metrics_request(asked, Kind::Instant)?;
         let bytes = |answer: &proto::QueryInstantResponse| answer.metrics.as_ref().map_or(0, |metrics| metrics.inspected_bytes);
         self.count(&asked.tenants, Op::Metrics, bytes, self.engine.query_instant(&asked.tenants, request)).await
+    }
+
+    /// Answers an instant query in pieces: how far it is, and all of it at the end.
+    pub(crate) fn query_instant_stream(
+        self: &Arc<Self>,
+        asked: Asked,
+    ) -> BoxStream<'static, Result<proto::QueryInstantResponse, ApiError>> {
+        match self.metrics_request(&asked, Kind::Instant) {
+            Ok(request) => {
+                let messages = self.engine.query_instant_stream(asked.tenants.clone(), request, DIFFERENCES);
+                let bytes = |answer: &proto::QueryInstantResponse| answer.metrics.as_ref().map_or(0, |metrics| metrics.inspected_bytes);
+                self.count_stream(asked.tenants, Op::Metrics, bytes, messages)
+            }
+            Err(error) => futures::stream::iter([Err(error)]).boxed(),
+        }
     }
 
     fn metrics_request(&self, asked: &Asked, kind: Kind) -> Result<Arc<MetricsRequest>, ApiError> {

@@ -22,7 +22,10 @@ mod metrics;
 pub(crate) mod params;
 pub(crate) mod tenant;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -50,6 +53,8 @@ pub struct ApiSettings {
     pub multi_tenant_queries_enabled: bool,
     /// Longest time for a request, answered by 503; zero means any. The engine has deadlines of its own.
     pub api_timeout: Duration,
+    /// Names of headers that are logged with each query; without any, queries are not logged.
+    pub logged_headers: Vec<String>,
     /// Requests whose URL matches one of these are refused.
     pub url_deny_list: Vec<Regex>,
     /// Traces that a search returns when it does not say.
@@ -87,6 +92,7 @@ impl Default for ApiSettings {
             multitenancy_enabled: false,
             multi_tenant_queries_enabled: true,
             api_timeout: Duration::ZERO,
+            logged_headers: Vec::new(),
             url_deny_list: Vec::new(),
             default_result_limit: 20,
             max_result_limit: 262_144,
@@ -129,8 +135,20 @@ pub fn router(engine: Arc<Engine>, settings: ApiSettings) -> Router {
         "" => String::new(),
         prefix => format!("/{prefix}"),
     };
+    // What Tempo's queriers answer on paths of their own is what the engine answers, for one tenant at a time.
+    let internal = ApiSettings { multi_tenant_queries_enabled: false, http_api_prefix: format!("/querier{prefix}"), ..settings.clone() };
+    let api = Arc::new(Api { engine: Arc::clone(&engine), settings });
     let path = |path: &str| format!("{prefix}{path}");
-    let api = Arc::new(Api { engine, settings });
+    let own = Router::new()
+        .route(&path("/api/echo"), any(handlers::echo))
+        .route(&path("/api/status/buildinfo"), get(handlers::build_info))
+        .with_state(Arc::clone(&api));
+    queries(&prefix, api).merge(queries(&internal.http_api_prefix.clone(), Arc::new(Api { engine, settings: internal }))).merge(own)
+}
+
+/// The routes of all queries.
+fn queries(prefix: &str, api: Arc<Api>) -> Router {
+    let path = |path: &str| format!("{prefix}{path}");
     Router::new()
         .route(&path("/api/traces/{traceID}"), any(handlers::trace_v1))
         .route(&path("/api/v2/traces/{traceID}"), any(handlers::trace_v2))
@@ -144,8 +162,6 @@ pub fn router(engine: Arc<Engine>, settings: ApiSettings) -> Router {
         .route(&path("/api/v2/search/tag/{*rest}"), any(handlers::values_v2))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), guard))
         .layer(middleware::from_fn(compress::gzip))
-        .route(&path("/api/echo"), any(handlers::echo))
-        .route(&path("/api/status/buildinfo"), get(handlers::build_info))
         .with_state(api)
 }
 
@@ -154,13 +170,40 @@ async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Res
     if let Err(denied) = api.check_url(&request.uri().to_string()) {
         return denied.into_response();
     }
+    let logged = logged_headers(&api.settings.logged_headers, request.headers());
+    let (uri, began) = (request.uri().clone(), Instant::now());
     let response = next.run(request);
-    if api.settings.api_timeout.is_zero() {
-        return response.await;
+    let response = if api.settings.api_timeout.is_zero() {
+        response.await
+    } else {
+        let timed_out =
+            || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unable to process request in the configured timeout").into_response();
+        tokio::time::timeout(api.settings.api_timeout, response).await.unwrap_or_else(|_| timed_out())
+    };
+    if let Some(headers) = logged {
+        let status = response.status().as_u16();
+        tracing::info!(path = uri.path(), query = uri.query(), status, elapsed = ?began.elapsed(), headers, "query");
     }
-    let timed_out =
-        || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unable to process request in the configured timeout").into_response();
-    tokio::time::timeout(api.settings.api_timeout, response).await.unwrap_or_else(|_| timed_out())
+    response
+}
+
+/// The headers of a query that are logged with it, as one text; nothing if queries are not logged.
+fn logged_headers(names: &[String], headers: &http::HeaderMap) -> Option<String> {
+    let value = |name: &String| {
+        let values = headers.get_all(name.as_str()).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        format!("{name}={}", values.collect::<Vec<_>>().join(","))
+    };
+    (!names.is_empty()).then(|| names.iter().map(value).collect::<Vec<_>>().join(" "))
+}
+
+/// The one tenant of a request that cannot be about several.
+///
+/// # Errors
+/// Status and text of the refusal, as of queries.
+pub fn tenant_of(headers: &http::HeaderMap, multitenancy_enabled: bool) -> Result<storage::id::Tenant, (StatusCode, String)> {
+    let tenancy = tenant::Tenancy { enabled: multitenancy_enabled, federation: false };
+    let tenants = tenancy.tenants(headers).map_err(|error| (error.status(), error.text().to_owned()))?;
+    tenants.into_iter().next().ok_or_else(|| (StatusCode::UNAUTHORIZED, "no org id".to_owned()))
 }
 
 /// A whole trace as `/api/v2/traces/{traceID}` answers in JSON.

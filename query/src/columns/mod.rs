@@ -36,7 +36,7 @@ pub use self::{
     scan::{Batches, Scan, Wanted},
     vector::{Dictionary, NIL, Numbers, Texts, Vector},
 };
-use crate::traceql::{Field, Scope};
+use crate::traceql::{Field, Scope, Value};
 
 /// Where a batch gets its values from. Asked once for each; the batch keeps them.
 pub(crate) trait Source: Debug + Send {
@@ -58,6 +58,14 @@ pub(crate) trait Source: Debug + Send {
     fn vector(&mut self, field: &Field) -> Result<Vector, BlockError>;
     /// The values of a field of events or links.
     fn elements(&mut self, field: &Field) -> Result<Elements, BlockError>;
+    /// The values of a field as [`Batch::runs`] gives them.
+    fn runs(&mut self, field: &Field) -> Result<Runs, BlockError> {
+        Ok(Runs { offsets: None, values: self.vector(field)? })
+    }
+    /// All attributes of a scope, where that is less work than one after the other.
+    fn listing(&mut self, _scope: Scope) -> Result<Option<Listing>, BlockError> {
+        Ok(None)
+    }
     /// Names of the attributes of a scope that occur, each once, in order of appearance.
     fn attribute_names(&mut self, scope: Scope) -> Result<Vec<String>, BlockError>;
     /// Bytes of memory that it holds, about.
@@ -71,6 +79,50 @@ pub struct Elements {
     pub offsets: Arc<Vec<u32>>,
     /// One value per event (link).
     pub values: Arc<Vector>,
+}
+
+/// The values of a field, each once for all spans of what it belongs to.
+#[derive(Clone, Debug)]
+pub(crate) struct Runs {
+    /// Where the spans of each resource (scope, trace) begin, and where the last ones end; each span has a value of its own when absent.
+    pub(crate) offsets: Option<Arc<Vec<u32>>>,
+    pub(crate) values: Vector,
+}
+
+/// All attributes of the spans or resources of a batch.
+#[derive(Clone, Debug)]
+pub(crate) struct Listing {
+    /// At which entry the attributes of each element begin; the last ones end with the entries.
+    pub(crate) entries: Vec<u32>,
+    /// Pair of each entry; [`NIL`] where there is none that the language sees.
+    pub(crate) numbers: Vec<u32>,
+    /// Keys, each once.
+    pub(crate) keys: Vec<String>,
+    /// Keys with their values. The same may stand there twice.
+    pub(crate) pairs: Vec<Pair>,
+    /// The strings that pairs refer to.
+    pub(crate) dictionary: Arc<Dictionary>,
+    /// As of [`Runs`].
+    pub(crate) offsets: Option<Arc<Vec<u32>>>,
+    /// Attributes that may be there and are not in the list.
+    pub(crate) own: Vec<String>,
+}
+
+/// A key and a value.
+#[derive(Clone, Debug)]
+pub(crate) struct Pair {
+    /// The number of the key.
+    pub(crate) key: u32,
+    pub(crate) value: PairValue,
+}
+
+/// The value of a pair.
+#[derive(Clone, Debug)]
+pub(crate) enum PairValue {
+    /// A string, by its number.
+    Text(u32),
+    /// Any other value; of arrays only that they are arrays.
+    Other(Value),
 }
 
 /// Some whole traces as arrays. See the module documentation.
@@ -225,6 +277,31 @@ impl Batch {
         let found = source.elements(field)?;
         elements.insert(field.clone(), found.clone());
         Ok(found)
+    }
+
+    /// One value per span, of a field of events or links: that of the first event (link) that has it.
+    ///
+    /// # Errors
+    /// As of [`Batch::spans`].
+    pub(crate) fn first(&self, field: &Field) -> Result<Arc<Vector>, BlockError> {
+        let Elements { offsets, values } = self.elements(field)?;
+        Ok(Arc::new(values.first_of_each(&offsets)))
+    }
+
+    /// The values of a field of spans, resources, scopes or traces, without repeating them for every span where that can be told. Not kept.
+    ///
+    /// # Errors
+    /// As of [`Batch::spans`].
+    pub(crate) fn runs(&self, field: &Field) -> Result<Runs, BlockError> {
+        self.state.lock().source.runs(field)
+    }
+
+    /// All attributes of a scope at once; none where they have to be asked for one by one. Not kept.
+    ///
+    /// # Errors
+    /// As of [`Batch::spans`].
+    pub(crate) fn listing(&self, scope: Scope) -> Result<Option<Listing>, BlockError> {
+        self.state.lock().source.listing(scope)
     }
 
     /// Names of the attributes of a scope that some span has, each once, in order of appearance; of blocks also those whose values the

@@ -10,13 +10,11 @@ use storage::block::{
 };
 
 use super::block::{AttributeLeaves, Leaves, ValueLeaves};
-use crate::{
-    exec::scalar::{flip, satisfies},
-    traceql::{
-        Field, Intrinsic, Pipeline, Scope, Stage, Value,
-        ast::{BinaryOp, Expr, LogicalOp, Node, SpansetExpr, Variant},
-        pattern::Pattern,
-    },
+use crate::traceql::{
+    Field, Intrinsic, Pipeline, Scope, Stage, Value,
+    ast::{BinaryOp, Expr, LogicalOp, Node, SpansetExpr, Variant},
+    pattern::Pattern,
+    scalar::{flip, satisfies},
 };
 
 /// What is known of a row group.
@@ -79,7 +77,7 @@ pub(super) fn may_hold(condition: &Expr, facts: &Facts<'_>) -> bool {
             (Node::Literal(literal), Node::Field(field)) => facts.may_have(field, &test_of(flip(*op), literal)),
             _ => true,
         },
-        Node::IsNil { operand, negated: true } => match &operand.node {
+        Node::IsNil { operand, negated: true, .. } => match &operand.node {
             Node::Field(field) => facts.may_have(field, &Test::Any),
             _ => true,
         },

@@ -16,7 +16,8 @@ use std::{
     sync::Arc,
 };
 
-use storage::block::{BlockError, Reader, chunks::Dictionaries};
+use parking_lot::Mutex;
+use storage::block::{BlockError, Reader, chunks::SharedDictionaries};
 
 use super::{
     Batch,
@@ -189,7 +190,7 @@ impl Scan {
             leaves: Vec::new(),
             lacking: BTreeSet::new(),
             expected: Arc::clone(&wanted.expected),
-            dictionaries: Dictionaries::new(),
+            dictionaries: SharedDictionaries::default(),
             portions: VecDeque::new(),
         };
         if !self.times_may_fit(number) {
@@ -221,7 +222,7 @@ impl Scan {
         };
         batches.leaves = needed;
         batches.lacking = lacking;
-        batches.dictionaries = dictionaries;
+        batches.dictionaries = Arc::new(Mutex::new(dictionaries));
         Ok(batches)
     }
 
@@ -293,7 +294,7 @@ pub struct Batches {
     leaves: Vec<usize>,
     lacking: BTreeSet<(usize, String)>,
     expected: Arc<HashMap<Field, Type>>,
-    dictionaries: Dictionaries,
+    dictionaries: SharedDictionaries,
     portions: VecDeque<Option<Range<usize>>>,
 }
 
@@ -330,7 +331,7 @@ impl Batches {
     /// The bucket failed, or the block is corrupt.
     pub async fn next(&mut self) -> Result<Option<Batch>, BlockError> {
         let Some(rows) = self.portions.pop_front() else { return Ok(None) };
-        let chunks = self.reader.chunks(self.row_group, &self.leaves, rows, self.dictionaries.clone()).await?;
+        let chunks = self.reader.chunks(self.row_group, &self.leaves, rows, &self.dictionaries).await?;
         let rows = Rows::new(chunks, Arc::clone(&self.block), self.lacking.clone(), Arc::clone(&self.expected));
         Ok(Some(Batch::new(rows)))
     }

@@ -12,7 +12,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use storage::block::column::Strings;
 
-use crate::traceql::{Kind, Status, Value};
+use crate::traceql::{Kind, Status, Value, scalar::Scalar};
 
 /// The code of a span without value.
 pub const NIL: u32 = u32::MAX;
@@ -207,6 +207,21 @@ impl Vector {
                 _ => None,
             },
             _ => None,
+        }
+    }
+
+    /// The value of a span.
+    pub(crate) fn scalar(&self, span: usize) -> Scalar<'_> {
+        match self {
+            Self::Nil(_) => Scalar::Nil,
+            Self::Text(_) => self.text(span).map_or(Scalar::Nil, Scalar::Text),
+            Self::Int(numbers) => numbers.get(span).map_or(Scalar::Nil, Scalar::Int),
+            Self::Duration(numbers) => numbers.get(span).map_or(Scalar::Nil, Scalar::Duration),
+            Self::Float(numbers) => numbers.get(span).map_or(Scalar::Nil, Scalar::Float),
+            Self::Bool(numbers) => numbers.get(span).map_or(Scalar::Nil, Scalar::Bool),
+            Self::Status(values) => Scalar::Status(values[span]),
+            Self::Kind(values) => Scalar::Kind(values[span]),
+            Self::Mixed(values) => Scalar::from(&values[span]),
         }
     }
 

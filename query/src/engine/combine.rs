@@ -96,6 +96,11 @@ impl Combiner {
         self.max_bytes
     }
 
+    /// Bytes of memory that the trace takes, about: messages are larger than their encoding.
+    pub(crate) fn memory(&self) -> u64 {
+        4 * self.bytes as u64
+    }
+
     /// Whether spans were left out because the trace is too large.
     pub(crate) fn is_truncated(&self) -> bool {
         self.truncated

@@ -42,12 +42,13 @@ impl Matcher {
         self.query.matches_nothing()
     }
 
+    /// What a search by tags looks at; other searches read columns.
     pub(super) fn projection(&self) -> Projection {
         match &self.request.condition {
             Condition::Tags { tags, .. } if !tags.is_empty() => {
                 Projection { resource_attributes: true, span_attributes: true, ..Projection::INTRINSICS }
             }
-            _ => self.query.projection(),
+            _ => Projection::INTRINSICS,
         }
     }
 

@@ -1,22 +1,25 @@
-//! Memory that queries may hold: an account per query, out of a pool of the process.
+//! Memory that queries may hold: a budget per query, out of a pool of the process.
 //!
 //! ```text
-//!  Pool (process) ──► Account (query, or one job of it in another process) ──► Held: a decoded row group, a table of series, …
+//!  Pool (process) ─┬─► budget of a query ─┬─► Account of a job ─┬─► piece: what is decoded now, until it is looked at
+//!                  └─► …                  └─► …                 └─► kept:  series, traces, answers
 //! ```
 //!
-//! Whoever allocates much reserves it first and keeps the [`Held`] as long as the memory. A query that wants more than it may have fails with
-//! a text that says so; one that finds the pool empty waits if it holds nothing yet, and fails if it does: whoever holds never waits, so there
-//! are no deadlocks. What is reserved are estimates, so a limit is worth half of the memory that must not be exceeded, not all of it.
+//! Whoever allocates much reserves it first and keeps the [`Held`] as long as the memory. All jobs of a query that run in one process share
+//! one budget, whoever sent them. What is reserved are estimates, so a limit is worth half of the memory that must not be exceeded, not all
+//! of it.
+//!
+//! *Invariant:* whoever holds a piece waits for no memory until that is gone. So a job that wants one may wait as long as somebody holds one,
+//! and there are no deadlocks. When nobody does, there will be no more room, and the job fails with a text that names the bound.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::{collections::HashMap, sync::Arc};
 
-use prometheus::{IntGauge, Registry};
+use parking_lot::Mutex;
+use prometheus::{IntGauge, Opts, Registry};
 use tokio::sync::Notify;
 
 use super::QueryError;
+use crate::job::QueryId;
 
 /// What all queries of a process may hold.
 #[derive(Clone, Debug)]
@@ -26,36 +29,112 @@ pub struct Pool(Arc<Shared>);
 struct Shared {
     max_bytes: u64,
     max_bytes_per_query: u64,
-    used: AtomicU64,
+    state: Mutex<State>,
+    /// Memory was given back.
     freed: Notify,
     gauge: IntGauge,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    all: Used,
+    queries: HashMap<QueryId, Budget>,
+}
+
+/// What is held.
+#[derive(Clone, Copy, Debug, Default)]
+struct Used {
+    bytes: u64,
+    /// How many pieces there are.
+    pieces: usize,
+}
+
+/// What a query holds.
+#[derive(Debug, Default)]
+struct Budget {
+    used: Used,
+    accounts: usize,
+}
+
 impl Pool {
-    /// A pool; 0 means any number of bytes.
+    /// A pool; 0 means any number of bytes. `holder` is who reserves from it, as the label of the metric.
     ///
     /// # Errors
     /// A metric of the same name is registered already.
-    pub fn new(max_bytes: u64, max_bytes_per_query: u64, registry: &Registry) -> prometheus::Result<Self> {
-        let gauge = IntGauge::new("rubato_query_memory_bytes", "Bytes of memory that running queries have reserved.")?;
+    pub fn new(max_bytes: u64, max_bytes_per_query: u64, holder: &str, registry: &Registry) -> prometheus::Result<Self> {
+        let help =
+            "Bytes of memory that running queries have reserved: jobs for what they decode and count, answers until they are merged.";
+        let gauge = IntGauge::with_opts(Opts::new("rubato_query_memory_bytes", help).const_label("holder", holder))?;
         registry.register(Box::new(gauge.clone()))?;
-        Ok(Self(Arc::new(Shared { max_bytes, max_bytes_per_query, used: AtomicU64::new(0), freed: Notify::new(), gauge })))
+        Ok(Self(Arc::new(Shared { max_bytes, max_bytes_per_query, state: Mutex::default(), freed: Notify::new(), gauge })))
     }
 
-    /// An account for one query.
-    pub fn account(&self) -> Account {
-        Account(Arc::new(Used { pool: Arc::clone(&self.0), used: AtomicU64::new(0) }))
+    /// An account for one job of a query.
+    pub fn account(&self, query: QueryId) -> Account {
+        self.0.state.lock().queries.entry(query).or_default().accounts += 1;
+        Account(Arc::new(Owner { pool: Arc::clone(&self.0), query }))
     }
 }
 
-/// What one query holds. Clones share it.
+impl Shared {
+    /// Reserves, if there is room. `piece` is 1 for a piece. Otherwise an error, and whether there may be room later.
+    fn take(&self, query: QueryId, bytes: u64, piece: usize) -> Result<(), (QueryError, bool)> {
+        let State { all, queries } = &mut *self.state.lock();
+        let budget = &mut queries.entry(query).or_default().used;
+        let fits = |used: &Used, limit: u64| limit == 0 || used.bytes.saturating_add(bytes) <= limit;
+        if !fits(budget, self.max_bytes_per_query) {
+            return Err((
+                QueryError::TooMuchMemory { max_bytes: self.max_bytes_per_query },
+                bytes <= self.max_bytes_per_query && budget.pieces > 0,
+            ));
+        }
+        if !fits(all, self.max_bytes) {
+            // More than there will ever be is the query's own fault.
+            return Err(if bytes > self.max_bytes {
+                (QueryError::TooMuchMemory { max_bytes: self.max_bytes }, false)
+            } else {
+                (QueryError::MemoryExhausted { max_bytes: self.max_bytes }, all.pieces > 0)
+            });
+        }
+        for used in [&mut *all, budget] {
+            used.bytes += bytes;
+            used.pieces += piece;
+        }
+        self.gauge.set(i64::try_from(all.bytes).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    fn give_back(&self, query: QueryId, bytes: u64, piece: usize) {
+        let State { all, queries } = &mut *self.state.lock();
+        for used in [Some(&mut *all), queries.get_mut(&query).map(|budget| &mut budget.used)].into_iter().flatten() {
+            used.bytes = used.bytes.saturating_sub(bytes);
+            used.pieces = used.pieces.saturating_sub(piece);
+        }
+        self.gauge.set(i64::try_from(all.bytes).unwrap_or(i64::MAX));
+        self.freed.notify_waiters();
+    }
+}
+
+/// What one job holds. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Account(Arc<Used>);
+pub struct Account(Arc<Owner>);
 
 #[derive(Debug)]
-struct Used {
+struct Owner {
     pool: Arc<Shared>,
-    used: AtomicU64,
+    query: QueryId,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let mut state = self.pool.state.lock();
+        if let Some(budget) = state.queries.get_mut(&self.query) {
+            budget.accounts = budget.accounts.saturating_sub(1);
+            if budget.accounts == 0 {
+                state.queries.remove(&self.query);
+            }
+        }
+    }
 }
 
 /// Memory that is reserved until this is dropped.
@@ -63,67 +142,63 @@ struct Used {
 pub struct Held {
     account: Account,
     bytes: u64,
+    piece: usize,
 }
 
 impl Account {
-    /// Reserves memory; waits for other queries if there is none and this one holds nothing.
+    /// Reserves memory for a piece; waits for others while there is none. No more may be waited for until it is dropped.
     ///
     /// # Errors
-    /// The query may not hold so much, or holds something and there is no more.
+    /// The query may not hold so much, or there is no room and nobody who makes some.
     pub async fn reserve(&self, bytes: u64) -> Result<Held, QueryError> {
+        let Owner { pool, query } = &*self.0;
         loop {
-            let freed = self.0.pool.freed.notified();
+            let freed = pool.freed.notified();
             tokio::pin!(freed);
             // From here on no notification is missed.
             freed.as_mut().enable();
-            match self.try_reserve(bytes) {
-                Err(QueryError::MemoryExhausted { .. }) if self.0.used.load(Ordering::Relaxed) == 0 => freed.await,
-                outcome => return outcome,
+            match pool.take(*query, bytes, 1) {
+                Ok(()) => return Ok(Held { account: self.clone(), bytes, piece: 1 }),
+                Err((_, true)) => freed.await,
+                Err((error, false)) => return Err(error),
             }
         }
     }
 
-    /// Reserves memory for something that cannot be had in smaller pieces, such as a row group: no more than the query may hold, so that it is
+    /// Reserves memory for a piece that cannot be had any smaller, such as a row group: no more than the query may hold, so that it is
     /// served, if need be alone.
     ///
     /// # Errors
-    /// The query holds something and there is no more.
+    /// As of [`Account::reserve`].
     pub async fn reserve_piece(&self, bytes: u64) -> Result<Held, QueryError> {
         let pool = &self.0.pool;
         let limits = [pool.max_bytes, pool.max_bytes_per_query].into_iter().filter(|limit| *limit > 0);
         self.reserve(limits.fold(bytes, u64::min)).await
     }
 
-    /// Reserves memory now or not at all.
+    /// Reserves memory for something that is kept, now or not at all.
     ///
     /// # Errors
     /// The query may not hold so much, or there is no more.
-    pub fn try_reserve(&self, bytes: u64) -> Result<Held, QueryError> {
-        let pool = &self.0.pool;
-        take(&self.0.used, bytes, pool.max_bytes_per_query)
-            .map_err(|()| QueryError::TooMuchMemory { max_bytes: pool.max_bytes_per_query })?;
-        if take(&pool.used, bytes, pool.max_bytes).is_err() {
-            self.0.used.fetch_sub(bytes, Ordering::Relaxed);
-            // More than there will ever be is the query's own fault.
-            return Err(if bytes > pool.max_bytes {
-                QueryError::TooMuchMemory { max_bytes: pool.max_bytes }
-            } else {
-                QueryError::MemoryExhausted { max_bytes: pool.max_bytes }
-            });
-        }
-        pool.gauge.set(i64::try_from(pool.used.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
-        Ok(Held { account: self.clone(), bytes })
+    pub fn keep(&self, bytes: u64) -> Result<Held, QueryError> {
+        self.0.pool.take(self.0.query, bytes, 0).map_err(|(error, _)| error)?;
+        Ok(Held { account: self.clone(), bytes, piece: 0 })
     }
 }
 
 impl Held {
-    /// Reserves more.
+    /// Reserves more, or gives back, until it is so much.
     ///
     /// # Errors
-    /// As of [`Account::try_reserve`]; what was held stays.
-    pub fn grow(&mut self, bytes: u64) -> Result<(), QueryError> {
-        let mut more = self.account.try_reserve(bytes)?;
-        self.bytes += std::mem::take(&mut more.bytes);
+    /// As of [`Account::keep`]; what was held stays.
+    pub fn resize(&mut self, bytes: u64) -> Result<(), QueryError> {
+        let Owner { pool, query } = &*self.account.0;
+        if bytes > self.bytes {
+            pool.take(*query, bytes - self.bytes, 0).map_err(|(error, _)| error)?;
+        } else {
+            pool.give_back(*query, self.bytes - bytes, 0);
+        }
+        self.bytes = bytes;
         Ok(())
     }
 
@@ -135,18 +210,8 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let pool = &self.account.0.pool;
-        self.account.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        let before = pool.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        pool.gauge.set(i64::try_from(before.saturating_sub(self.bytes)).unwrap_or(i64::MAX));
-        pool.freed.notify_waiters();
+        self.account.0.pool.give_back(self.account.0.query, self.bytes, self.piece);
     }
-}
-
-/// Adds to a counter unless that exceeds a limit; 0 means none.
-fn take(counter: &AtomicU64, bytes: u64, limit: u64) -> Result<(), ()> {
-    let fits = |used: u64| used.checked_add(bytes).filter(|sum| limit == 0 || *sum <= limit);
-    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map(drop).map_err(drop)
 }
 
 #[cfg(test)]
@@ -154,40 +219,63 @@ mod tests {
     use super::*;
 
     fn pool(max_bytes: u64, per_query: u64) -> Pool {
-        Pool::new(max_bytes, per_query, &Registry::new()).expect("a new registry")
+        Pool::new(max_bytes, per_query, "jobs", &Registry::new()).expect("a new registry")
     }
 
     #[tokio::test]
     async fn a_query_is_told_when_it_wants_too_much() {
         let pool = pool(100, 60);
-        let account = pool.account();
-        let mut held = account.reserve(50).await.expect("room");
+        let account = pool.account(QueryId::new());
+        let mut held = account.keep(50).expect("room");
         assert!(matches!(account.reserve(20).await, Err(QueryError::TooMuchMemory { max_bytes: 60 })));
-        held.grow(10).expect("room");
-        assert!(held.grow(1).is_err());
-        assert_eq!((held.bytes(), pool.0.used.load(Ordering::Relaxed)), (60, 60));
-        let other = pool.account();
-        let _some = other.try_reserve(40).expect("room");
-        assert!(matches!(other.reserve(1).await, Err(QueryError::MemoryExhausted { max_bytes: 100 })), "who holds does not wait");
+        held.resize(60).expect("room");
+        assert!(held.resize(61).is_err());
+        assert_eq!((held.bytes(), pool.0.gauge.get()), (60, 60));
+        let other = pool.account(QueryId::new());
+        let _some = other.keep(40).expect("room");
+        assert!(matches!(other.reserve(1).await, Err(QueryError::MemoryExhausted { max_bytes: 100 })), "nobody makes room");
+        held.resize(10).expect("less");
+        assert_eq!(pool.0.gauge.get(), 50);
         drop(held);
-        assert_eq!(pool.0.used.load(Ordering::Relaxed), 40);
         assert_eq!(pool.0.gauge.get(), 40);
     }
 
     #[tokio::test]
-    async fn who_holds_nothing_waits() {
-        let pool = pool(100, 0);
-        let held = pool.account().reserve(90).await.expect("room");
-        let (account, waiting) = (pool.account(), tokio::sync::oneshot::channel());
-        let task = tokio::spawn(async move {
-            waiting.0.send(()).expect("somebody listens");
-            account.reserve(50).await.map(|held| held.bytes())
-        });
-        waiting.1.await.expect("the task runs");
-        assert!(!task.is_finished());
-        drop(held);
-        assert_eq!(task.await.expect("no panic").expect("room"), 50);
-        assert!(matches!(pool.account().reserve(101).await, Err(QueryError::TooMuchMemory { max_bytes: 100 })));
-        assert_eq!(pool.account().reserve_piece(101).await.expect("alone").bytes(), 100);
+    async fn the_jobs_of_a_query_share_one_budget() {
+        let pool = pool(0, 60);
+        let query = QueryId::new();
+        let (one, other) = (pool.account(query), pool.account(query));
+        let kept = one.keep(50).expect("room");
+        assert!(matches!(other.keep(20), Err(QueryError::TooMuchMemory { max_bytes: 60 })));
+        pool.account(QueryId::new()).keep(60).expect("another query has a budget of its own");
+        drop(one);
+        assert!(other.keep(20).is_err(), "what is held counts as long as it is held");
+        drop(kept);
+        other.keep(60).expect("all of it is given back");
+        drop(other);
+        assert!(pool.0.state.lock().queries.is_empty(), "nothing is remembered of a query");
+    }
+
+    #[tokio::test]
+    async fn who_wants_a_piece_waits_for_those_who_hold_one() {
+        for same_query in [true, false] {
+            let pool = if same_query { pool(0, 100) } else { pool(100, 0) };
+            let query = QueryId::new();
+            let first = pool.account(query);
+            let held = first.reserve(90).await.expect("room");
+            let (second, waiting) = (pool.account(if same_query { query } else { QueryId::new() }), tokio::sync::oneshot::channel());
+            let kept = second.keep(5).expect("room");
+            let task = tokio::spawn(async move {
+                waiting.0.send(()).expect("somebody listens");
+                second.reserve(50).await.map(|held| held.bytes())
+            });
+            waiting.1.await.expect("the task runs");
+            assert!(!task.is_finished());
+            drop(held);
+            assert_eq!(task.await.expect("no panic").expect("room"), 50);
+            drop(kept);
+            assert!(matches!(first.reserve(101).await, Err(QueryError::TooMuchMemory { max_bytes: 100 })));
+            assert_eq!(first.reserve_piece(101).await.expect("alone").bytes(), 100);
+        }
     }
 }

@@ -19,7 +19,8 @@
 //! such a query begins again.
 //!
 //! **Bounds.** Point reads share one semaphore. Scans, which decode whole row groups, share a much smaller one, run on blocking threads, and
-//! hold one row group each, whose bytes come out of a budget of the process ([`memory`]). Answers are bounded by their own limits (size of a
+//! hold one row group each, whose bytes come out of the budget that all jobs of a query share, and of that of the process ([`memory`]). What
+//! comes of jobs and waits for being merged has a budget, too. Answers are bounded by their own limits (size of a
 //! trace, number of traces, bytes of tag values). Every query has a deadline; when it passes, or the client goes away, its jobs are dropped,
 //! and scans stop at the next row group.
 //!
@@ -55,10 +56,11 @@ use storage::{
     otlp::WireError,
 };
 
+use self::memory::{Account, Held, Pool};
 pub(crate) use self::tags::INTRINSICS;
 pub use self::{
     legacy::{InvalidTags, LegacyTags},
-    recent::{Recent, RecentAnswer, RecentError, RecentPart, RecentTrace},
+    recent::{Recent, RecentError},
     search::{Condition, SearchRequest},
     stream::Streaming,
     tags::{NamesRequest, TagName, TagScope, Tags, TextIntrinsic, ValuesRequest},
@@ -66,7 +68,7 @@ pub use self::{
     units::{RecentSource, Units},
 };
 use crate::{
-    job::{Answer, Job, Runner},
+    job::{Answer, Job, QueryId, Runner},
     metrics::Metrics,
     traceql::ExecutionError,
 };
@@ -79,14 +81,19 @@ pub struct Settings {
     pub max_bytes_per_query: u64,
     /// Most bytes, as protobuf, that the answer to a search may grow to; 0 means any number. Such an answer is held in memory.
     pub max_bytes_per_answer: usize,
-    /// Bytes of memory that all queries of this process together may hold, decoded row groups and partial answers; 0 means any number.
+    /// Bytes of memory that the jobs of all queries in this process together may hold, decoded row groups and what they count; 0 means any
+    /// number. Their answers may hold a quarter of it in addition, where they are gathered.
     pub memory_bytes: u64,
-    /// Bytes of memory that one query may hold; 0 means any number.
+    /// Bytes of memory that the jobs of one query in this process may hold, and their answers a quarter of it; 0 means any number.
     pub memory_bytes_per_query: u64,
     /// Bytes of blocks that make one job. Too small and jobs cost more than what they do; too large and they cannot be spread.
     pub target_bytes_per_job: u64,
     /// Most jobs of one query at a time.
     pub concurrent_jobs: usize,
+    /// Bytes of blocks that make one job of a metrics query.
+    pub metrics_bytes_per_job: u64,
+    /// Most jobs of one metrics query at a time.
+    pub metrics_concurrent_jobs: usize,
     /// Most jobs that the look-up of a trace is cut into; one of them is for recent data.
     pub trace_shards: usize,
     /// Most of these at a time; 0 means all.
@@ -118,6 +125,8 @@ impl Default for Settings {
             memory_bytes_per_query: 0,
             target_bytes_per_job: 100 << 20,
             concurrent_jobs: 1000,
+            metrics_bytes_per_job: 100 << 20,
+            metrics_concurrent_jobs: 1000,
             trace_shards: 50,
             concurrent_shards: 0,
             concurrent_reads: 400,
@@ -332,7 +341,12 @@ pub struct Engine {
     clock: Arc<dyn Clock>,
     overrides: Arc<dyn Overrides>,
     metrics: Metrics,
+    /// For what jobs answered.
+    answers: Pool,
 }
+
+/// The share of memory that answers may have, beside that of jobs.
+const ANSWERS: u64 = 4;
 
 impl Engine {
     /// An engine that runs its jobs itself, with the default limits for every tenant.
@@ -362,7 +376,9 @@ impl Engine {
         clock: Arc<dyn Clock>,
         registry: &Registry,
     ) -> prometheus::Result<Self> {
-        Ok(Self { settings, blocklist, runner, clock, overrides: Arc::new(Limits::default()), metrics: Metrics::new(registry)? })
+        let answers = Pool::new(settings.memory_bytes / ANSWERS, settings.memory_bytes_per_query / ANSWERS, "answers", registry)?;
+        let (overrides, metrics) = (Arc::new(Limits::default()), Metrics::new(registry)?);
+        Ok(Self { settings, blocklist, runner, clock, overrides, metrics, answers })
     }
 
     /// The engine with limits per tenant.
@@ -395,9 +411,10 @@ impl Engine {
         plan::Snapshot::new(&self.blocklist, tenants, range)
     }
 
-    /// Runs a job.
-    pub(crate) async fn run(&self, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
-        self.runner.run(tenant, job).await
+    /// For running the jobs of one query.
+    pub(crate) fn begin(&self) -> Running<'_> {
+        let id = QueryId::new();
+        Running { engine: self, id, answers: self.answers.account(id) }
     }
 
     /// Does `work` within a time. When a block turns out to be deleted that is not on the list any more, `work` is done again from its
@@ -429,11 +446,32 @@ impl Engine {
     pub(crate) fn charge(&self) -> Charge {
         Charge { bytes: 0, max_bytes: self.settings.max_bytes_per_query }
     }
+}
 
-    /// For running the jobs of one query.
+/// A query that runs.
+#[derive(Debug)]
+pub(crate) struct Running<'e> {
+    engine: &'e Engine,
+    id: QueryId,
+    /// What its answers hold here.
+    answers: Account,
+}
+
+impl Running<'_> {
+    /// Runs a job.
+    pub(crate) async fn run(&self, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
+        self.engine.runner.run(self.id, tenant, job).await
+    }
+
+    /// Nothing, which can grow with what is made of the answers.
+    pub(crate) fn keep(&self) -> Result<Held, QueryError> {
+        self.answers.keep(0)
+    }
+
+    /// For running jobs, at most so many at a time.
     pub(crate) fn in_order(&self, most: usize) -> InOrder<'_> {
         let most = most.max(1);
-        InOrder { engine: self, running: FuturesOrdered::new(), room: FIRST_JOBS.min(most), most }
+        InOrder { query: self, running: FuturesOrdered::new(), room: FIRST_JOBS.min(most), most }
     }
 }
 
@@ -441,9 +479,9 @@ impl Engine {
 ///
 /// How many run begins small and grows with every answer, since many queries need few of their jobs, and later jobs can profit from what
 /// earlier ones found. Dropping this cancels what runs.
-pub(crate) struct InOrder<'e> {
-    engine: &'e Engine,
-    running: FuturesOrdered<BoxFuture<'e, Result<Answer, QueryError>>>,
+pub(crate) struct InOrder<'q> {
+    query: &'q Running<'q>,
+    running: FuturesOrdered<BoxFuture<'q, Result<(Answer, Held), QueryError>>>,
     room: usize,
     most: usize,
 }
@@ -459,15 +497,20 @@ impl InOrder<'_> {
 
     /// Begins a job.
     pub(crate) fn begin(&mut self, tenant: Tenant, job: Job) {
-        let engine = self.engine;
-        self.running.push_back(Box::pin(async move { engine.run(&tenant, job).await }));
+        let query = self.query;
+        self.running.push_back(Box::pin(async move {
+            let answer = query.run(&tenant, job).await?;
+            // It may wait for long until those before it are there.
+            let held = query.answers.keep(answer.bytes())?;
+            Ok((answer, held))
+        }));
     }
 
     /// The answer of the job that was begun first; `None` when there is none.
     pub(crate) async fn next(&mut self) -> Option<Result<Answer, QueryError>> {
         let answer = self.running.next().await;
         self.room = (self.room + 1).min(self.most);
-        answer
+        Some(answer?.map(|(answer, _)| answer))
     }
 }
 
@@ -492,6 +535,14 @@ impl Charge {
     }
 }
 
+/// Searches and tag queries have no way to say that something is missing, so that it is an error.
+pub(crate) fn refuse_incomplete(is_incomplete: bool) -> Result<(), QueryError> {
+    if is_incomplete { Err(RecentError { cause: INCOMPLETE.to_owned() }.into()) } else { Ok(()) }
+}
+
+/// Why recent data is missing in an answer.
+pub(crate) const INCOMPLETE: &str = "not all processes that take spans in have answered";
+
 /// An answer of another kind than its job.
 pub(crate) fn wrong_kind() -> QueryError {
     QueryError::Worker { cause: "an answer of another kind than was asked for".to_owned() }
@@ -506,3 +557,6 @@ pub(crate) fn start_ns(meta: &Meta) -> u64 {
 pub(crate) fn end_ns(meta: &Meta) -> u64 {
     u64::try_from(meta.end_time).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(999_999_999)
 }
+
+#[cfg(test)]
+mod safety_tests;

@@ -30,15 +30,17 @@ use prost::Message as _;
 use storage::id::{Tenant, TraceId};
 
 use super::{
-    Charge, Engine, LegacyTags, QueryError, Streaming, TimeRange, end_ns,
+    Charge, Engine, LegacyTags, QueryError, Running, Streaming, TimeRange, end_ns,
     matcher::{Matcher, count},
     newest::Newest,
     plan::Snapshot,
+    refuse_incomplete,
     stream::Progress,
     wrong_kind,
 };
 use crate::{
     job::{Answer, Candidate, CandidatesAnswer, CandidatesJob, ExamineJob, Job, Place},
+    metrics::Op,
     proto, traceql,
 };
 
@@ -115,8 +117,10 @@ impl Engine {
         progress: Option<&Progress<proto::SearchResponse>>,
     ) -> Result<proto::SearchResponse, QueryError> {
         let range = request.range.unwrap_or_else(|| self.lookback());
+        let running = self.begin();
         let mut search = Search {
             engine: self,
+            running: &running,
             tenants,
             snapshot: self.snapshot(tenants, Some(range)),
             // The other parts of a trace may lie outside the range.
@@ -151,6 +155,7 @@ impl Engine {
 /// A search that is running.
 struct Search<'e> {
     engine: &'e Engine,
+    running: &'e Running<'e>,
     tenants: &'e [Tenant],
     request: Arc<SearchRequest>,
     /// Blocks in the range of the search.
@@ -179,14 +184,16 @@ impl Search<'_> {
             Job::Candidates(CandidatesJob { search, place, known, floor, limit: wanted })
         };
         for tenant in self.tenants {
-            let answer = engine.run(tenant, job(Place::Recent, 0)).await?;
+            let answer = self.running.run(tenant, job(Place::Recent, 0)).await?;
             let Answer::Candidates(answer) = answer else { return Err(wrong_kind()) };
-            self.snapshot.add(&answer.published);
-            self.all.add(&answer.published);
+            refuse_incomplete(answer.recent.incomplete)?;
+            self.snapshot.add(&answer.recent.published);
+            self.all.add(&answer.recent.published);
             self.take(answer, &mut newest);
         }
         let parts = self.snapshot.parts(engine.settings.target_bytes_per_job);
         if known.is_empty() {
+            engine.metrics.jobs(Op::Search, parts.len() + self.tenants.len());
             let blocks = self.snapshot.blocks();
             self.metrics.total_blocks = count(blocks.len());
             self.metrics.total_jobs = count(parts.len() + self.tenants.len());
@@ -197,7 +204,7 @@ impl Search<'_> {
         let first_round = known.is_empty();
         let mut parts = parts.into_iter();
         let mut ends = std::collections::VecDeque::new();
-        let mut running = engine.in_order(engine.settings.concurrent_jobs);
+        let mut running = self.running.in_order(engine.settings.concurrent_jobs);
         loop {
             while running.has_room()
                 && let Some(part) = parts.next()
@@ -244,12 +251,11 @@ impl Search<'_> {
         // One whose other parts turned up meanwhile is examined again, at all their times.
         let candidates = candidates.iter().map(|(id, candidate)| (*id, around(candidate)));
         let new: Vec<_> = candidates.filter(|(id, range)| self.examined.get(id).is_none_or(|(known, _)| known != range)).collect();
-        let max_bytes = engine.max_bytes_per_trace(self.tenants);
         let left_pad_trace_ids = self.tenants.iter().any(|tenant| engine.limits(tenant).left_pad_trace_ids);
         let length = (new.len() / (4 * EXAMINATIONS)).clamp(1, MAX_EXAMINED);
         let mut chunks = new.chunks(length);
         let mut begun = std::collections::VecDeque::new();
-        let mut running = engine.in_order(EXAMINATIONS);
+        let mut running = self.running.in_order(EXAMINATIONS);
         loop {
             while running.has_room()
                 && let Some(chunk) = chunks.next()
@@ -262,13 +268,13 @@ impl Search<'_> {
                     traces: chunk.to_vec(),
                     tenants: self.tenants.to_vec(),
                     blocks: self.all.blocks_within(TimeRange { start, end }),
-                    max_bytes,
                     left_pad_trace_ids,
                 };
                 running.begin(first.clone(), Job::Examine(job));
             }
             let (Some(answer), Some(chunk)) = (running.next().await, begun.pop_front()) else { return Ok(()) };
             let Answer::Examined(answer) = answer? else { return Err(wrong_kind()) };
+            refuse_incomplete(answer.incomplete)?;
             self.charge.add(answer.inspected_bytes)?;
             for (id, range) in chunk {
                 self.examined.insert(*id, (*range, None));

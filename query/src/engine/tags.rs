@@ -13,9 +13,10 @@ use std::{
 
 use storage::id::Tenant;
 
-use super::{Engine, QueryError, Streaming, TimeRange, gathered::Gathered, stream::Progress, wrong_kind};
+use super::{Engine, QueryError, Streaming, TimeRange, gathered::Gathered, refuse_incomplete, stream::Progress, wrong_kind};
 use crate::{
     job::{Answer, Bounds, Job, Place, TagsAnswer, TagsJob, Wanted, sorted},
+    metrics::Op,
     traceql::Filter,
 };
 
@@ -251,6 +252,8 @@ pub struct Tags {
     pub groups: BTreeMap<&'static str, BTreeSet<String>>,
     /// Bytes read from blocks.
     pub inspected_bytes: u64,
+    /// Whether this is all of it, rather than what was found since the last message of a stream.
+    pub is_whole: bool,
 }
 
 impl Engine {
@@ -315,11 +318,11 @@ impl Engine {
 
     async fn tags(&self, tenants: &[Tenant], query: &TagsQuery, progress: Option<&Progress<Tags>>) -> Result<Tags, QueryError> {
         match &query.wanted {
-            Wanted::Values(TagName::Nothing) => return Ok(Tags::default()),
+            Wanted::Values(TagName::Nothing) => return Ok(Tags { is_whole: true, ..Tags::default() }),
             Wanted::Values(TagName::Keywords(keywords)) => {
                 let mut found = Gathered::new(query.bounds);
                 keywords.iter().for_each(|keyword| found.add("keyword", keyword));
-                return Ok(Tags { groups: sorted(found.since(0)), inspected_bytes: 0 });
+                return Ok(Tags { groups: sorted(found.since(0)), inspected_bytes: 0, is_whole: true });
             }
             Wanted::Names(_) | Wanted::Values(TagName::Attribute { .. } | TagName::Text(_)) => {}
         }
@@ -327,6 +330,7 @@ impl Engine {
     }
 
     async fn gather(&self, tenants: &[Tenant], query: &TagsQuery, progress: Option<&Progress<Tags>>) -> Result<Tags, QueryError> {
+        let running = self.begin();
         let mut snapshot = self.snapshot(tenants, Some(query.range.unwrap_or_else(|| self.lookback())));
         let job = |place: Place| {
             // Known texts in a row are counted where everything comes together.
@@ -335,16 +339,19 @@ impl Engine {
         };
         let mut gathering = Gathering { all: Gathered::new(query.bounds), inspected_bytes: 0, shown: 0, progress };
         for tenant in tenants {
-            let Answer::Tags(answer) = self.run(tenant, job(Place::Recent)).await? else { return Err(wrong_kind()) };
-            snapshot.add(&answer.published);
+            let Answer::Tags(answer) = running.run(tenant, job(Place::Recent)).await? else { return Err(wrong_kind()) };
+            refuse_incomplete(answer.recent.incomplete)?;
+            snapshot.add(&answer.recent.published);
             gathering.take(&answer);
         }
         let most = tenants.iter().map(|tenant| self.limits(tenant).max_blocks_per_tag_values_query).filter(|most| *most > 0).min();
         snapshot.truncate(most.unwrap_or(usize::MAX));
         if !gathering.all.is_full() {
             let mut charge = self.charge();
-            let mut parts = snapshot.parts(self.settings.target_bytes_per_job).into_iter();
-            let mut running = self.in_order(self.settings.concurrent_jobs);
+            let parts = snapshot.parts(self.settings.target_bytes_per_job);
+            self.metrics.jobs(Op::Metadata, parts.len() + tenants.len());
+            let mut parts = parts.into_iter();
+            let mut running = running.in_order(self.settings.concurrent_jobs);
             loop {
                 while running.has_room()
                     && let Some(part) = parts.next()
@@ -360,7 +367,7 @@ impl Engine {
                 }
             }
         }
-        Ok(Tags { groups: sorted(gathering.all.since(0)), inspected_bytes: gathering.inspected_bytes })
+        Ok(Tags { groups: sorted(gathering.all.since(0)), inspected_bytes: gathering.inspected_bytes, is_whole: true })
     }
 }
 
@@ -391,7 +398,7 @@ impl Gathering<'_> {
             && progress.is_due()
         {
             let groups = sorted(self.all.since(self.shown));
-            if progress.send(Tags { groups, inspected_bytes: self.inspected_bytes }) {
+            if progress.send(Tags { groups, inspected_bytes: self.inspected_bytes, is_whole: false }) {
                 self.shown = self.all.len();
             }
         }

@@ -13,7 +13,10 @@ use super::{
     combine::{self, Combiner},
     wrong_kind,
 };
-use crate::job::{Answer, Job, TraceAnswer, TraceJob};
+use crate::{
+    job::{Answer, Job, Recency, TraceAnswer, TraceJob},
+    metrics::Op,
+};
 
 /// Blocks of one job, at least: asking a filter costs less than a job.
 const MIN_BLOCKS: usize = 8;
@@ -38,6 +41,8 @@ pub struct FoundTrace {
     pub max_bytes: usize,
     /// Bytes read from blocks.
     pub inspected_bytes: u64,
+    /// Whether recent spans may be missing, because a process that has some could not be asked.
+    pub incomplete: bool,
 }
 
 impl Engine {
@@ -51,7 +56,13 @@ impl Engine {
         let mut resource_spans = found.resource_spans;
         combine::separate_shared_ids(&mut resource_spans);
         combine::complete(&mut resource_spans);
-        Ok(FoundTrace { resource_spans, truncated: found.truncated, max_bytes, inspected_bytes: found.inspected_bytes })
+        Ok(FoundTrace {
+            resource_spans,
+            truncated: found.truncated,
+            max_bytes,
+            inspected_bytes: found.inspected_bytes,
+            incomplete: found.recent.incomplete,
+        })
     }
 
     /// The largest limit of the tenants; 0 when one of them has none.
@@ -69,21 +80,26 @@ impl Engine {
     /// The trace as it is stored, from recent data and then from blocks, cut at `max_bytes`.
     async fn whole_trace(&self, tenants: &[Tenant], request: TraceRequest, max_bytes: usize) -> Result<TraceAnswer, QueryError> {
         let job = |blocks: Option<Vec<Arc<Meta>>>| Job::Trace(TraceJob { id: request.id, blocks, max_bytes });
+        let query = self.begin();
         let mut snapshot = self.snapshot(tenants, request.range);
         let mut combiner = Combiner::new(max_bytes);
         let mut inspected_bytes = 0;
         let mut truncated = false;
+        let mut recent = Recency::default();
         for tenant in tenants {
-            let Answer::Trace(answer) = self.run(tenant, job(None)).await? else { return Err(wrong_kind()) };
-            snapshot.add(&answer.published);
+            let Answer::Trace(answer) = query.run(tenant, job(None)).await? else { return Err(wrong_kind()) };
+            snapshot.add(&answer.recent.published);
+            recent.incomplete |= answer.recent.incomplete;
             combiner.add(answer.resource_spans);
             truncated |= answer.truncated;
         }
 
         let most = if self.settings.concurrent_shards == 0 { usize::MAX } else { self.settings.concurrent_shards };
         let mut charge = self.charge();
-        let mut running = self.in_order(most);
-        let mut shards = shards(snapshot.blocks(), self.settings.trace_shards.saturating_sub(1)).into_iter();
+        let mut running = query.in_order(most);
+        let shards = shards(snapshot.blocks(), self.settings.trace_shards.saturating_sub(1));
+        self.metrics.jobs(Op::Traces, shards.len() + tenants.len());
+        let mut shards = shards.into_iter();
         while !combiner.is_truncated() && !truncated {
             while running.has_room()
                 && let Some((tenant, blocks)) = shards.next()
@@ -99,7 +115,7 @@ impl Engine {
         }
         let truncated = truncated || combiner.is_truncated();
         let resource_spans = combiner.finish(request.id).resource_spans;
-        Ok(TraceAnswer { resource_spans, truncated, inspected_bytes, published: Vec::new() })
+        Ok(TraceAnswer { resource_spans, truncated, inspected_bytes, recent })
     }
 }
 

@@ -5,7 +5,6 @@ use std::{cmp::Ordering, sync::Arc};
 use super::{
     ExecError,
     rows::Values,
-    scalar::{Scalar, compare},
     spansets::{Attribute, Spansets},
 };
 use crate::{
@@ -13,6 +12,7 @@ use crate::{
     traceql::{
         Type, Value,
         ast::{Aggregate, AggregateKind, Expr, Node, ScalarExpr, ScalarFilter},
+        scalar::{Scalar, compare},
     },
 };
 

@@ -11,13 +11,13 @@
 use super::{
     ExecError,
     rows::{Reading, is_service_name, text_beside},
-    scalar::{Scalar, compare, flip, matches, satisfies},
 };
 use crate::{
     columns::{Batch, Dictionary, NIL, Numbers, Texts, Vector},
     traceql::{
         Field, Intrinsic, Type, Value,
         ast::{BinaryOp, Expr, LogicalOp, Node, UnaryOp},
+        scalar::{Scalar, compare, flip, matches, satisfies},
         types::operands_fit,
     },
 };
@@ -53,16 +53,23 @@ impl Domain {
 
 /// Whether a condition can be evaluated as loops over arrays. For events and links it then never holds where there are none.
 pub(super) fn is_vectorised(expr: &Expr, domain: Domain) -> bool {
-    let has = |expr: &Expr| field_of(expr).is_some_and(|field| domain.has(field));
+    let has = |expr: &Expr| match &expr.node {
+        Node::Field(field) => domain.has(field),
+        Node::First(_) => domain == Domain::Spans,
+        _ => false,
+    };
     match &expr.node {
         Node::Literal(value) => domain == Domain::Spans && matches!(value, Value::Bool(_)),
-        Node::Field(field) => domain == Domain::Spans && domain.has(field),
+        Node::Field(_) | Node::First(_) => domain == Domain::Spans && has(expr),
         Node::Unary { op, operand } => {
             domain == Domain::Spans && *op == UnaryOp::Not && operand.is_boolean() && is_vectorised(operand, domain)
         }
         Node::Binary { op, left, right } => !op.is_arithmetic() && (has(left) && is_literal(right) || is_literal(left) && has(right)),
         Node::Logical { operands, .. } => operands.iter().all(|operand| is_vectorised(operand, domain)),
-        Node::IsNil { operand, .. } => has(operand),
+        // What is absent where there is no event must be told from what is absent in events.
+        Node::IsNil { operand, swapped, .. } => {
+            has(operand) && !matches!(operand.node, Node::First(_)) && !(*swapped && domain != Domain::Spans)
+        }
         Node::Match { subject, .. } => has(subject),
     }
 }
@@ -71,17 +78,19 @@ fn is_literal(expr: &Expr) -> bool {
     matches!(expr.node, Node::Literal(_))
 }
 
-fn field_of(expr: &Expr) -> Option<&Field> {
-    match &expr.node {
-        Node::Field(field) => Some(field),
+/// The values of an expression that is a field.
+fn values_of(batch: &Batch, expr: &Expr, domain: Domain) -> Result<Option<Arc<Vector>>, ExecError> {
+    Ok(match &expr.node {
+        Node::Field(field) => Some(domain.vector(batch, field)?),
+        Node::First(field) => Some(batch.first(field)?),
         _ => None,
-    }
+    })
 }
 
 /// Whether evaluation never fails, whatever the span is.
 pub(super) fn is_infallible(expr: &Expr) -> bool {
     match &expr.node {
-        Node::Literal(_) | Node::Field(_) => true,
+        Node::Literal(_) | Node::Field(_) | Node::First(_) => true,
         Node::Unary { op, operand } => match op {
             UnaryOp::Not => operand.is_boolean() && is_infallible(operand),
             UnaryOp::Negate => is_number(operand) && is_infallible(operand),
@@ -102,7 +111,7 @@ pub(super) fn is_infallible(expr: &Expr) -> bool {
 }
 
 fn may_be_array(expr: &Expr) -> bool {
-    matches!(expr.node, Node::Field(Field::Attribute { .. }))
+    matches!(expr.node, Node::Field(Field::Attribute { .. }) | Node::First(Field::Attribute { .. }))
 }
 
 /// Whether the value is a number for every span.
@@ -137,7 +146,10 @@ pub(super) fn evaluate(batch: &Batch, condition: &Expr, domain: Domain, entries:
 fn truth(batch: &Batch, expr: &Expr, domain: Domain, reading: Reading, entries: usize) -> Result<Truth, ExecError> {
     Ok(match &expr.node {
         Node::Literal(value) => vec![*value == Value::Bool(true); entries].into(),
-        Node::Field(field) => truth_of(&*domain.vector(batch, field)?),
+        Node::Field(_) | Node::First(_) => match values_of(batch, expr, domain)? {
+            Some(vector) => truth_of(&vector),
+            None => vec![false; entries].into(),
+        },
         Node::Unary { operand, .. } => {
             let mut holds = truth(batch, operand, domain, Reading::Value, entries)?.holds;
             holds.iter_mut().for_each(|holds| *holds = !*holds);
@@ -149,20 +161,18 @@ fn truth(batch: &Batch, expr: &Expr, domain: Domain, reading: Reading, entries: 
                 (Node::Literal(literal), _) => (flip(*op), right, literal),
                 _ => return Ok(vec![false; entries].into()),
             };
-            let Some(name) = field_of(field) else { return Ok(vec![false; entries].into()) };
+            let Some(vector) = values_of(batch, field, domain)? else { return Ok(vec![false; entries].into()) };
             let strict = reading.strict(op, left, right);
-            let vector = domain.vector(batch, name)?;
             comparison(&vector, op, literal, strict, is_service_name(field)).into()
         }
         Node::Logical { op, operands } => logical(batch, *op, operands, domain, reading, entries)?.into(),
-        Node::IsNil { operand, negated } => match field_of(operand) {
-            Some(field) => is_nil(&*domain.vector(batch, field)?, *negated).into(),
+        Node::IsNil { operand, negated, .. } => match values_of(batch, operand, domain)? {
+            Some(vector) => is_nil(&vector, *negated).into(),
             None => vec![false; entries].into(),
         },
         Node::Match { subject, pattern, negated } => {
-            let Some(field) = field_of(subject) else { return Ok(vec![false; entries].into()) };
+            let Some(vector) = values_of(batch, subject, domain)? else { return Ok(vec![false; entries].into()) };
             let service = is_service_name(subject);
-            let vector = domain.vector(batch, field)?;
             match &*vector {
                 Vector::Text(texts) => by_string(texts, |_, text| matches(Scalar::Text(text), pattern, *negated)).into(),
                 other => each(other, |value| matches(if service { text_beside(value) } else { value }, pattern, *negated)).into(),

@@ -11,7 +11,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `mask` | conditions as loops over arrays |
-//! | `rows`, `scalar` | the whole language on one span |
+//! | `rows` | the whole language on one span |
 //! | `condition` | which of the two a filter's parts are given to |
 //! | `pipeline`, `spansets` | stages, and what is between them |
 //! | `structural`, `group`, `aggregate` | spanset operators, `by()`, scalar filters |
@@ -25,7 +25,6 @@ mod mask;
 mod output;
 mod pipeline;
 mod rows;
-pub(crate) mod scalar;
 mod spansets;
 mod structural;
 

@@ -7,16 +7,14 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::{
-    ExecError,
-    scalar::{Fault, Scalar, arithmetic, compare, matches},
-};
+use super::ExecError;
 use crate::{
     columns::{Batch, Elements, Vector},
     traceql::{
         ExecutionError, Field, Scope, Type, Value,
         ast::{BinaryOp, Expr, LogicalOp, Node, UnaryOp},
         pattern::Pattern,
+        scalar::{Fault, Scalar, arithmetic, compare, matches},
     },
 };
 
@@ -48,7 +46,7 @@ pub(super) struct Parts {
 impl Parts {
     pub(super) fn of(expr: &Expr) -> Self {
         let mut parts = Self::default();
-        expr.for_each_field(&mut |field| {
+        expr.for_each_chosen_field(&mut |field| {
             parts.events |= field.is_of_event();
             parts.links |= field.is_of_link();
         });
@@ -64,6 +62,8 @@ impl Parts {
 #[derive(Debug)]
 pub(super) enum Column {
     Span(Arc<Vector>),
+    /// Of the first event (link) that has it; and where those of each span begin.
+    First(Arc<Vector>, Arc<Vec<u32>>),
     Event(Elements),
     Link(Elements),
 }
@@ -79,10 +79,15 @@ impl Column {
         })
     }
 
+    /// That of the first event (link) that has a field.
+    fn first(batch: &Batch, field: &Field) -> Result<Self, ExecError> {
+        Ok(Self::First(batch.first(field)?, batch.elements(field)?.offsets))
+    }
+
     /// The value for a subject. Where no event or link was chosen, the last one that has the field counts.
     pub(super) fn get(&self, subject: Subject) -> Scalar<'_> {
         let (elements, chosen) = match self {
-            Self::Span(vector) => return vector.scalar(subject.span),
+            Self::Span(vector) | Self::First(vector, _) => return vector.scalar(subject.span),
             Self::Event(elements) => (elements, subject.event),
             Self::Link(elements) => (elements, subject.link),
         };
@@ -99,6 +104,7 @@ impl Column {
     fn lacks_carrier(&self, span: usize) -> bool {
         match self {
             Self::Span(_) => false,
+            Self::First(_, offsets) => offsets[span] == offsets[span + 1],
             Self::Event(elements) | Self::Link(elements) => range_of(elements, span).is_empty(),
         }
     }
@@ -117,7 +123,7 @@ enum Code<'q> {
     Arithmetic { op: BinaryOp, left: Box<Code<'q>>, right: Box<Code<'q>>, whole: &'q Expr },
     Comparison(Box<Comparison<'q>>),
     Logical { op: LogicalOp, operands: Vec<Operand<'q>> },
-    IsNil { operand: Box<Code<'q>>, negated: bool },
+    IsNil { operand: Box<Code<'q>>, negated: bool, swapped: bool },
     Match { subject: Box<Code<'q>>, pattern: &'q Pattern, negated: bool, service: bool },
 }
 
@@ -174,6 +180,7 @@ impl<'q> Code<'q> {
         Ok(match &expr.node {
             Node::Literal(value) => Self::Literal(value),
             Node::Field(field) => Self::Column(Column::new(batch, field)?),
+            Node::First(field) => Self::Column(Column::first(batch, field)?),
             Node::Unary { op, operand } => Self::Unary { op: *op, operand: boxed(operand)?, whole: expr },
             Node::Binary { op, left, right } if op.is_arithmetic() => {
                 Self::Arithmetic { op: *op, left: boxed(left)?, right: boxed(right)?, whole: expr }
@@ -193,7 +200,7 @@ impl<'q> Code<'q> {
                 };
                 Self::Logical { op: *op, operands: operands.iter().map(operand).collect::<Result<_, ExecError>>()? }
             }
-            Node::IsNil { operand, negated } => Self::IsNil { operand: boxed(operand)?, negated: *negated },
+            Node::IsNil { operand, negated, swapped } => Self::IsNil { operand: boxed(operand)?, negated: *negated, swapped: *swapped },
             Node::Match { subject, pattern, negated } => {
                 Self::Match { subject: boxed(subject)?, pattern, negated: *negated, service: is_service_name(subject) }
             }
@@ -211,11 +218,11 @@ impl<'q> Code<'q> {
             }
             Self::Comparison(comparison) => comparison.holds(subject).map(Scalar::Bool),
             Self::Logical { op, operands } => logical(*op, operands, subject).map(Scalar::Bool),
-            Self::IsNil { operand, negated } => {
+            Self::IsNil { operand, negated, swapped } => {
                 let is_nil = operand.value(subject)?.is_nil();
                 // What belongs to no event is neither present nor absent.
                 let nowhere = matches!(&**operand, Self::Column(column) if column.lacks_carrier(subject.span));
-                Ok(Scalar::Bool(is_nil != *negated && !(is_nil && nowhere)))
+                Ok(Scalar::Bool(is_nil != *negated && !(is_nil && nowhere && !swapped)))
             }
             Self::Match { subject: tested, pattern, negated, service } => {
                 let value = tested.value(subject)?;
@@ -317,7 +324,7 @@ impl<'q> Condition<'q> {
         let (mut events, mut links) = (None, None);
         let mut fields = Vec::new();
         for conjunct in conjuncts {
-            conjunct.for_each_field(&mut |field| fields.push(field));
+            conjunct.for_each_chosen_field(&mut |field| fields.push(field));
         }
         for field in fields {
             if field.is_of_event() {
@@ -398,7 +405,7 @@ fn failure(fault: Fault, whole: &Expr) -> ExecutionError {
 }
 
 pub(super) fn is_attribute(expr: &Expr) -> bool {
-    matches!(expr.node, Node::Field(Field::Attribute { .. }))
+    matches!(expr.node, Node::Field(Field::Attribute { .. }) | Node::First(Field::Attribute { .. }))
 }
 
 pub(super) fn is_service_name(expr: &Expr) -> bool {

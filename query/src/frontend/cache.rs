@@ -46,7 +46,7 @@ pub(crate) fn key(tenant: &Tenant, job: &Job) -> Option<String> {
             _ = write!(hash, "\0{bounds:?}");
             (if matches!(job.wanted, Wanted::Names(_)) { "st" } else { "stv" }, part)
         }
-        // Intervals are part of the answer, so the range is part of the key.
+        // Intervals are part of the answer, so the range is part of the key: that of the block, where the block lies within what was asked for.
         Job::Metrics(job) => {
             let part = job.place.block()?;
             _ = write!(hash, "{}\0{:?}\0{:?}", job.request.query(), job.request.asked(), job.request.limits());
@@ -109,7 +109,27 @@ mod tests {
         engine::SearchRequest,
         job::{CandidatesJob, Place},
         traceql,
+        traceql_metrics::{Asked, MetricsLimits, MetricsRequest},
     };
+
+    #[test]
+    fn a_range_that_moves_on_asks_old_blocks_the_same() {
+        const SECOND: u64 = 1_000_000_000;
+        let query = Arc::new(traceql::parse("{} | rate() by (name)").expect("legal"));
+        let asked = |query: &Arc<traceql::Query>, start: u64, end: u64, step: u64| {
+            let asked = Asked { start: start * SECOND, end: end * SECOND, step: Some(step * SECOND), ..Asked::default() };
+            MetricsRequest::new(Arc::clone(query), asked, MetricsLimits::default()).expect("valid")
+        };
+        let of_block = |request: &MetricsRequest| request.within(10_007 * SECOND, 10_300 * SECOND + 999_999_999);
+        let first = of_block(&asked(&query, 9_000, 12_000, 15)).expect("it lies within");
+        assert_eq!(of_block(&asked(&query, 9_021, 12_098, 15)).expect("it lies within"), first);
+        assert_ne!(of_block(&asked(&query, 9_000, 12_000, 30)).expect("it lies within"), first);
+        for (start, end) in [(10_100, 12_000), (9_000, 10_100)] {
+            assert_eq!(of_block(&asked(&query, start, end, 15)), None, "of this one the range takes a part");
+        }
+        let compare = Arc::new(traceql::parse("{} | compare({ status = error })").expect("legal"));
+        assert_eq!(of_block(&asked(&compare, 9_000, 12_000, 15)), None, "what it keeps depends on the number of intervals");
+    }
 
     #[test]
     fn only_what_cannot_change_is_cached() {

@@ -30,14 +30,14 @@ use storage::{cache::Cache, id::Tenant};
 use tokio::sync::{Semaphore, oneshot};
 
 pub use self::service::FrontendService;
-pub(crate) use self::service::{JOB_URL, OUTCOME_TYPE};
+pub(crate) use self::service::{JOB_URL, OUTCOME_TYPE, QUERY_HEADER};
 use self::{
     metrics::Metrics,
     queue::{Batch, Entry, Full, Queue},
 };
 use crate::{
     engine::QueryError,
-    job::{Answer, Job, Runner},
+    job::{Answer, Job, QueryId, Runner},
 };
 
 /// Settings of the query-frontend.
@@ -71,6 +71,7 @@ pub struct Frontend {
 /// A job that waits for a worker, or is with one.
 #[derive(Debug)]
 struct Request {
+    query: QueryId,
     job: Job,
     since: Instant,
     reply: oneshot::Sender<Result<Answer, QueryError>>,
@@ -113,10 +114,10 @@ impl Frontend {
                 (Arc::clone(&runner), self.metrics.running.clone(), self.metrics.cancelled.with_label_values(&["running"]));
             running.spawn(async move {
                 let _worker = worker;
-                for Request { job, mut reply, .. } in batch.entries {
+                for Request { query, job, mut reply, .. } in batch.entries {
                     running_jobs.inc();
                     let outcome = tokio::select! {
-                        outcome = runner.run(&batch.tenant, job) => Some(outcome),
+                        outcome = runner.run(query, &batch.tenant, job) => Some(outcome),
                         () = reply.closed() => None,
                     };
                     running_jobs.dec();
@@ -153,10 +154,10 @@ impl Frontend {
     }
 
     /// Puts a job into the queue.
-    fn enqueue(&self, tenant: &Tenant, job: Job) -> Result<oneshot::Receiver<Result<Answer, QueryError>>, QueryError> {
+    fn enqueue(&self, query: QueryId, tenant: &Tenant, job: Job) -> Result<oneshot::Receiver<Result<Answer, QueryError>>, QueryError> {
         let (reply, answer) = oneshot::channel();
         let label = self.metrics.tenant(tenant.as_str());
-        match self.queue.push(tenant, Request { job, since: Instant::now(), reply }) {
+        match self.queue.push(tenant, Request { query, job, since: Instant::now(), reply }) {
             Ok(length) => {
                 self.metrics.queue_length.with_label_values(&[label]).set(i64::try_from(length).unwrap_or(i64::MAX));
                 Ok(answer)
@@ -176,13 +177,13 @@ impl Frontend {
     }
 
     /// Runs a job once; a second time at the same time if it takes long.
-    async fn once(&self, tenant: &Tenant, job: &Job) -> Result<Answer, QueryError> {
-        let mut first = self.enqueue(tenant, job.clone())?;
+    async fn once(&self, query: QueryId, tenant: &Tenant, job: &Job) -> Result<Answer, QueryError> {
+        let mut first = self.enqueue(query, tenant, job.clone())?;
         let Some(after) = self.settings.hedge_after else { return received(first.await) };
         if let Ok(outcome) = tokio::time::timeout(after, &mut first).await {
             return received(outcome);
         }
-        let Ok(mut second) = self.enqueue(tenant, job.clone()) else { return received(first.await) };
+        let Ok(mut second) = self.enqueue(query, tenant, job.clone()) else { return received(first.await) };
         let (outcome, other) = tokio::select! {
             outcome = &mut first => (received(outcome), second),
             outcome = &mut second => (received(outcome), first),
@@ -196,7 +197,7 @@ impl Frontend {
 
 #[async_trait]
 impl Runner for Frontend {
-    async fn run(&self, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
+    async fn run(&self, query: QueryId, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
         let cached = self.cache.as_ref().and_then(|cache| Some((cache, cache::key(tenant, &job)?)));
         if let Some((cache, key)) = &cached {
             let hit = cache::get(cache, key).await;
@@ -207,7 +208,7 @@ impl Runner for Frontend {
         }
         let mut tries = 1;
         let outcome = loop {
-            match self.once(tenant, &job).await {
+            match self.once(query, tenant, &job).await {
                 Err(error) if error.is_retryable() && tries < self.settings.max_tries => {
                     tracing::info!(tenant = tenant.as_str(), tries, %error, "job failed, trying again");
                     tries += 1;

@@ -34,6 +34,9 @@ use crate::{
 /// Where our jobs go.
 pub(crate) const JOB_URL: &str = "/querier/rubato/job";
 
+/// The header that says which query a job is of.
+pub(crate) const QUERY_HEADER: &str = "X-Rubato-Query";
+
 /// What an answer to one of our jobs is.
 pub(crate) const OUTCOME_TYPE: &str = "application/x-rubato-outcome";
 
@@ -208,7 +211,11 @@ fn request(batch: &Batch<Request>, entry: &Request) -> HttpRequest {
     HttpRequest {
         method: "POST".to_owned(),
         url: JOB_URL.to_owned(),
-        headers: vec![header("X-Scope-OrgID", batch.tenant.as_str()), header("Accept", OUTCOME_TYPE)],
+        headers: vec![
+            header("X-Scope-OrgID", batch.tenant.as_str()),
+            header(QUERY_HEADER, &entry.query.to_string()),
+            header("Accept", OUTCOME_TYPE),
+        ],
         body: entry.job.encode(),
     }
 }

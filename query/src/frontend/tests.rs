@@ -32,7 +32,7 @@ impl Drop for Guard {
 
 #[async_trait]
 impl Runner for Script {
-    async fn run(&self, _tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
+    async fn run(&self, _query: QueryId, _tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
         self.runs.fetch_add(1, Ordering::SeqCst);
         if self.is_stuck {
             let _guard = Guard(Arc::clone(&self.dropped));
@@ -77,7 +77,7 @@ async fn what_may_pass_is_tried_again_and_nothing_else() {
     for (failures, max_tries, runs, is_ok) in [(0, 2, 1, true), (1, 2, 2, true), (2, 2, 2, false), (2, 3, 3, true), (1, 0, 1, false)] {
         let (frontend, script) = (frontend(Settings { max_tries, ..Settings::default() }), Script::new(failures, false));
         let _worker = work(&frontend, &script);
-        let outcome = frontend.run(&Tenant::single(), job()).await;
+        let outcome = frontend.run(QueryId::new(), &Tenant::single(), job()).await;
         assert_eq!((outcome.is_ok(), script.runs.load(Ordering::SeqCst)), (is_ok, runs), "{failures} failures, {max_tries} tries");
     }
 }
@@ -88,7 +88,7 @@ async fn who_goes_cancels_what_waits_and_what_runs() {
     let tenant = Tenant::single();
     let waiting = {
         let (frontend, tenant) = (Arc::clone(&frontend), tenant.clone());
-        tokio::spawn(async move { frontend.run(&tenant, job()).await.is_ok() })
+        tokio::spawn(async move { frontend.run(QueryId::new(), &tenant, job()).await.is_ok() })
     };
     until("a job waits", || frontend.metrics.queue_length.with_label_values(&[tenant.as_str()]).get() == 1).await;
     waiting.abort();
@@ -96,7 +96,7 @@ async fn who_goes_cancels_what_waits_and_what_runs() {
     let worker = work(&frontend, &script);
     let running = {
         let (frontend, tenant) = (Arc::clone(&frontend), tenant.clone());
-        tokio::spawn(async move { frontend.run(&tenant, job()).await.is_ok() })
+        tokio::spawn(async move { frontend.run(QueryId::new(), &tenant, job()).await.is_ok() })
     };
     until("the second job runs", || frontend.metrics.running.get() == 1).await;
     assert_eq!(script.runs.load(Ordering::SeqCst), 1, "the first one never ran");
@@ -112,13 +112,13 @@ async fn who_goes_cancels_what_waits_and_what_runs() {
 async fn a_full_queue_refuses_one_tenant_and_serves_another() {
     let frontend = frontend(Settings { max_outstanding_per_tenant: 3, ..Settings::default() });
     let (flood, other) = (Tenant::new("flood").expect("a tenant"), Tenant::new("other").expect("a tenant"));
-    let mut waiting: Vec<_> = (0..3).map(|_| frontend.enqueue(&flood, job()).expect("room")).collect();
-    let refused = frontend.run(&flood, job()).await.expect_err("full");
+    let mut waiting: Vec<_> = (0..3).map(|_| frontend.enqueue(QueryId::new(), &flood, job()).expect("room")).collect();
+    let refused = frontend.run(QueryId::new(), &flood, job()).await.expect_err("full");
     assert_eq!((refused.status(), refused.to_string().as_str()), (429, "job queue full"));
     assert_eq!(frontend.metrics.discarded.with_label_values(&["flood"]).get(), 1);
     let script = Script::new(0, false);
     let _worker = work(&frontend, &script);
-    frontend.run(&other, job()).await.expect("served");
+    frontend.run(QueryId::new(), &other, job()).await.expect("served");
     for answer in &mut waiting {
         answer.await.expect("served").expect("an answer");
     }
@@ -131,7 +131,7 @@ async fn a_slow_job_is_given_to_a_second_worker() {
     let first = work(&frontend, &stuck);
     let asked = {
         let frontend = Arc::clone(&frontend);
-        tokio::spawn(async move { frontend.run(&Tenant::single(), job()).await.is_ok() })
+        tokio::spawn(async move { frontend.run(QueryId::new(), &Tenant::single(), job()).await.is_ok() })
     };
     until("it is stuck", || stuck.runs.load(Ordering::SeqCst) >= 1).await;
     let second = work(&frontend, &quick);

@@ -4,9 +4,10 @@
 //!  request ─► tenant (metadata) ─► the same parameters as over HTTP ─► Api ─► messages ─► packets ─► stream
 //! ```
 //!
-//! A search tells twice a second what it found since; a range query how far it is. The last message of a stream repeats everything that was found, whatever was sent before it. A message that is larger than clients may
-//! receive is cut into packets, each with a part of the entries. Dropping the stream, which is what a client that goes away amounts to,
-//! drops the query with all its work.
+//! Twice a second a query tells what is new and will not change any more: traces, names and values that were found, samples of times for
+//! which all data were read. The last message of a stream repeats everything, whatever was sent before it. A message that is larger than
+//! clients may receive is cut into packets, each with a part of the entries. Dropping the stream, which is what a client that goes away
+//! amounts to, drops the query with all its work.
 
 mod packets;
 mod querier;
@@ -20,6 +21,8 @@ use futures::{
 };
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
+#[cfg(test)]
+pub(crate) use self::querier::recent_queries;
 pub use self::querier::{RecentQueries, recent_querier};
 pub use crate::proto::streaming_querier_server::StreamingQuerierServer;
 use crate::{
@@ -159,14 +162,12 @@ impl StreamingQuerier for StreamingQueries {
 
     async fn search_tags(&self, request: Request<proto::SearchTagsRequest>) -> Result<Response<Self::SearchTagsStream>, Status> {
         let params = names_params(request.get_ref());
-        self.answer(request.metadata(), "/api/search/tags", params, |api, asked| stream::once(async move { api.tag_names(&asked).await }))
+        self.answer(request.metadata(), "/api/search/tags", params, |api, asked| api.tag_names_stream(asked))
     }
 
     async fn search_tags_v2(&self, request: Request<proto::SearchTagsRequest>) -> Result<Response<Self::SearchTagsV2Stream>, Status> {
         let params = names_params(request.get_ref());
-        self.answer(request.metadata(), "/api/v2/search/tags", params, |api, asked| {
-            stream::once(async move { api.tag_names_by_scope(&asked).await })
-        })
+        self.answer(request.metadata(), "/api/v2/search/tags", params, |api, asked| api.tag_names_by_scope_stream(asked))
     }
 
     async fn search_tag_values(
@@ -176,7 +177,7 @@ impl StreamingQuerier for StreamingQueries {
         let tag = request.get_ref().tag_name.clone();
         let params = values_params(request.get_ref());
         let path = format!("/api/search/tag/{tag}/values");
-        self.answer(request.metadata(), &path, params, |api, asked| stream::once(async move { api.tag_values(&asked, &tag).await }))
+        self.answer(request.metadata(), &path, params, |api, asked| api.tag_values_stream(asked, &tag))
     }
 
     async fn search_tag_values_v2(
@@ -186,7 +187,7 @@ impl StreamingQuerier for StreamingQueries {
         let tag = request.get_ref().tag_name.clone();
         let params = values_params(request.get_ref());
         let path = format!("/api/v2/search/tag/{tag}/values");
-        self.answer(request.metadata(), &path, params, |api, asked| stream::once(async move { api.typed_tag_values(&asked, &tag).await }))
+        self.answer(request.metadata(), &path, params, |api, asked| api.typed_tag_values_stream(asked, &tag))
     }
 
     async fn metrics_query_range(
@@ -214,9 +215,7 @@ impl StreamingQuerier for StreamingQueries {
         let asked = request.get_ref();
         required(asked.start, asked.end)?;
         let params = params([("q", asked.query.clone()), ("start", nanoseconds(asked.start)), ("end", nanoseconds(asked.end))]);
-        self.answer(request.metadata(), "/api/metrics/query", params, |api, asked| {
-            stream::once(async move { api.query_instant(&asked).await })
-        })
+        self.answer(request.metadata(), "/api/metrics/query", params, |api, asked| api.query_instant_stream(asked))
     }
 }
 

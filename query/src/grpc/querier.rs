@@ -33,9 +33,13 @@ pub struct RecentQueries {
 
 /// The service over an engine that has recent data and lists no blocks.
 pub fn recent_querier(engine: Arc<Engine>, settings: ApiSettings) -> QuerierServer<RecentQueries> {
+    QuerierServer::new(recent_queries(engine, settings))
+}
+
+pub(crate) fn recent_queries(engine: Arc<Engine>, settings: ApiSettings) -> RecentQueries {
     // What is hidden is decided by whoever asks.
     let settings = ApiSettings { query_end_cutoff: Duration::ZERO, ..settings };
-    QuerierServer::new(RecentQueries { api: Arc::new(Api { engine, settings }) })
+    RecentQueries { api: Arc::new(Api { engine, settings }) }
 }
 
 impl RecentQueries {
@@ -74,7 +78,7 @@ impl Querier for RecentQueries {
         let mut trace = TracesData::default();
         for tenant in self.tenants(request.metadata())? {
             let max_bytes = self.api.engine.limits(&tenant).max_bytes_per_trace;
-            let found = self.api.engine.run(&tenant, Job::Trace(TraceJob { id, blocks: None, max_bytes })).await.map_err(failed)?;
+            let found = self.api.engine.begin().run(&tenant, Job::Trace(TraceJob { id, blocks: None, max_bytes })).await.map_err(failed)?;
             let Answer::Trace(found) = found else { return Err(failed(crate::engine::wrong_kind())) };
             if found.truncated {
                 if !request.get_ref().allow_partial_trace {

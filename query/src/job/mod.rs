@@ -17,18 +17,22 @@ mod wire;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fmt::Debug,
+    fmt::{self, Debug},
     ops::Range,
+    str::FromStr,
     sync::Arc,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
+use prost::Message as _;
 use storage::{
     block::Meta,
     id::{BlockId, Tenant, TraceId},
+    recent::{Coverage, RecentAnswer},
 };
+use uuid::Uuid;
 
 pub use self::wire::InvalidJob;
 use crate::{
@@ -38,11 +42,37 @@ use crate::{
     traceql_metrics::MetricsRequest,
 };
 
+/// Tells jobs of one query from those of others: those that run in one process share a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct QueryId(Uuid);
+
+impl QueryId {
+    /// An id that no other query has.
+    #[expect(clippy::new_without_default, reason = "each is another one")]
+    pub fn new() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+impl fmt::Display for QueryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl FromStr for QueryId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
 /// Runs jobs.
 #[async_trait]
 pub trait Runner: Debug + Send + Sync {
-    /// Runs one job, on behalf of a tenant. Dropping the future cancels the job, wherever it runs.
-    async fn run(&self, tenant: &Tenant, job: Job) -> Result<Answer, QueryError>;
+    /// Runs one job of a query, on behalf of a tenant. Dropping the future cancels the job, wherever it runs.
+    async fn run(&self, query: QueryId, tenant: &Tenant, job: Job) -> Result<Answer, QueryError>;
 }
 
 /// A part of a query.
@@ -157,8 +187,6 @@ pub struct ExamineJob {
     pub tenants: Vec<Tenant>,
     /// The blocks of the tenants that may hold parts of them, newest first.
     pub blocks: Vec<Arc<Meta>>,
-    /// Most bytes of a trace, as protobuf; 0 means any number.
-    pub max_bytes: usize,
     /// Whether trace ids are shown with all 32 digits.
     pub left_pad_trace_ids: bool,
 }
@@ -224,6 +252,29 @@ pub enum Answer {
     Metrics(MetricsAnswer),
 }
 
+/// What an answer about recent data says beside the data; of no meaning in an answer about blocks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recency {
+    /// Blocks that recent data became lately, which may not be on the list of whoever asks.
+    pub published: Vec<Arc<Meta>>,
+    /// Which part of all recent data it is about.
+    pub coverage: Coverage,
+    /// Whether recent data is missing, because a process that has some could not be asked.
+    pub incomplete: bool,
+}
+
+impl Recency {
+    /// What an answer of this process says, and its data.
+    pub(crate) fn split<T>(answer: RecentAnswer<T>) -> (T, Self) {
+        (answer.data, Self { published: answer.published, coverage: answer.coverage, incomplete: false })
+    }
+
+    fn join(&mut self, other: Self) {
+        self.published.extend(other.published);
+        self.incomplete |= other.incomplete;
+    }
+}
+
 /// A trace, as much of it as there is in one place.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TraceAnswer {
@@ -233,8 +284,8 @@ pub struct TraceAnswer {
     pub truncated: bool,
     /// Bytes that came from blocks.
     pub inspected_bytes: u64,
-    /// See [`CandidatesAnswer::published`].
-    pub published: Vec<Arc<Meta>>,
+    /// What it says of recent data.
+    pub recent: Recency,
 }
 
 /// A trace that may be a result.
@@ -257,8 +308,8 @@ pub struct CandidatesAnswer {
     pub inspected_traces: u32,
     /// Bytes of blocks that were looked at.
     pub inspected_bytes: u64,
-    /// From recent data: blocks that it became lately, which may not be on the list of whoever asks.
-    pub published: Vec<Arc<Meta>>,
+    /// What it says of recent data.
+    pub recent: Recency,
 }
 
 /// Traces that are results.
@@ -268,6 +319,8 @@ pub struct ExaminedAnswer {
     pub found: Vec<proto::TraceSearchMetadata>,
     /// Bytes that came from blocks.
     pub inspected_bytes: u64,
+    /// See [`Recency::incomplete`].
+    pub incomplete: bool,
 }
 
 /// Names or values.
@@ -279,8 +332,8 @@ pub struct TagsAnswer {
     pub full: bool,
     /// Bytes of blocks that were looked at.
     pub inspected_bytes: u64,
-    /// See [`CandidatesAnswer::published`].
-    pub published: Vec<Arc<Meta>>,
+    /// What it says of recent data.
+    pub recent: Recency,
 }
 
 /// Partial series.
@@ -292,8 +345,8 @@ pub struct MetricsAnswer {
     pub inspected_spans: u64,
     /// Bytes of blocks that were looked at.
     pub inspected_bytes: u64,
-    /// See [`CandidatesAnswer::published`].
-    pub published: Vec<Arc<Meta>>,
+    /// What it says of recent data.
+    pub recent: Recency,
 }
 
 /// A partial result of a metrics query.
@@ -336,15 +389,43 @@ impl Job {
 }
 
 impl Answer {
-    /// Blocks that recent data became lately.
-    pub fn published(&self) -> &[Arc<Meta>] {
+    /// What the answer says of recent data; nothing if it cannot be about recent data alone.
+    pub fn recent(&self) -> Option<&Recency> {
         match self {
-            Self::Trace(answer) => &answer.published,
-            Self::Candidates(answer) => &answer.published,
-            Self::Tags(answer) => &answer.published,
-            Self::Metrics(answer) => &answer.published,
-            Self::Examined(_) => &[],
+            Self::Trace(answer) => Some(&answer.recent),
+            Self::Candidates(answer) => Some(&answer.recent),
+            Self::Tags(answer) => Some(&answer.recent),
+            Self::Metrics(answer) => Some(&answer.recent),
+            Self::Examined(_) => None,
         }
+    }
+
+    /// Bytes of memory that it holds, about.
+    pub(crate) fn bytes(&self) -> u64 {
+        let bytes = match self {
+            // Messages are larger than their encoding.
+            Self::Trace(answer) => 4 * answer.resource_spans.iter().map(ResourceSpans::encoded_len).sum::<usize>(),
+            Self::Candidates(answer) => size_of::<(TraceId, Candidate)>() * answer.candidates.len(),
+            Self::Examined(answer) => 4 * answer.found.iter().map(proto::TraceSearchMetadata::encoded_len).sum::<usize>(),
+            Self::Tags(answer) => answer.found.iter().map(|(_, text)| size_of::<(&str, String)>() + text.len()).sum(),
+            Self::Metrics(answer) => answer.partials.iter().map(|partial| partial.series.len()).sum(),
+        };
+        bytes as u64
+    }
+
+    fn recent_mut(&mut self) -> Option<&mut Recency> {
+        match self {
+            Self::Trace(answer) => Some(&mut answer.recent),
+            Self::Candidates(answer) => Some(&mut answer.recent),
+            Self::Tags(answer) => Some(&mut answer.recent),
+            Self::Metrics(answer) => Some(&mut answer.recent),
+            Self::Examined(_) => None,
+        }
+    }
+
+    /// Says that recent data is missing.
+    pub(crate) fn lacks_recent(&mut self) {
+        self.recent_mut().into_iter().for_each(|recent| recent.incomplete = true);
     }
 
     /// Takes away what the answer cost: it did not this time.
@@ -364,22 +445,22 @@ impl Answer {
             (Self::Trace(all), Self::Trace(answer)) => {
                 all.resource_spans.extend(answer.resource_spans);
                 all.truncated |= answer.truncated;
-                all.published.extend(answer.published);
+                all.recent.join(answer.recent);
             }
             (Self::Candidates(all), Self::Candidates(answer)) => {
                 all.candidates.extend(answer.candidates);
                 all.inspected_traces = all.inspected_traces.saturating_add(answer.inspected_traces);
-                all.published.extend(answer.published);
+                all.recent.join(answer.recent);
             }
             (Self::Tags(all), Self::Tags(answer)) => {
                 all.found.extend(answer.found);
                 all.full |= answer.full;
-                all.published.extend(answer.published);
+                all.recent.join(answer.recent);
             }
             (Self::Metrics(all), Self::Metrics(answer)) => {
                 all.partials.extend(answer.partials);
                 all.inspected_spans += answer.inspected_spans;
-                all.published.extend(answer.published);
+                all.recent.join(answer.recent);
             }
             _ => {}
         }

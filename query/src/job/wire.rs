@@ -15,11 +15,12 @@ use prost::{Message, Oneof};
 use storage::{
     block::{DedicatedColumn, Meta},
     id::{BlockId, Tenant, TraceId},
+    recent::Coverage,
 };
 
 use super::{
     Answer, BlockPart, Bounds, Candidate, CandidatesAnswer, CandidatesJob, ExamineJob, ExaminedAnswer, Job, MetricsAnswer, MetricsJob,
-    MetricsPartial, Place, TagsAnswer, TagsJob, TraceAnswer, TraceJob, Wanted,
+    MetricsPartial, Place, Recency, TagsAnswer, TagsJob, TraceAnswer, TraceJob, Wanted,
 };
 use crate::{
     engine::{Condition, LegacyTags, QueryError, RemoteError, SearchRequest, TagName, TagScope, TextIntrinsic, TimeRange},
@@ -105,9 +106,7 @@ struct WireExamineJob {
     tenants: Vec<String>,
     #[prost(message, optional, tag = "4")]
     blocks: Option<WireBlocks>,
-    #[prost(uint64, tag = "5")]
-    max_bytes: u64,
-    #[prost(bool, tag = "6")]
+    #[prost(bool, tag = "5")]
     left_pad_trace_ids: bool,
 }
 
@@ -265,6 +264,15 @@ struct WireOutcome {
     published: Option<WireBlocks>,
     #[prost(uint64, tag = "8")]
     inspected_bytes: u64,
+    /// See [`Coverage`].
+    #[prost(uint64, tag = "9")]
+    epoch: u64,
+    #[prost(uint32, tag = "10")]
+    index: u32,
+    #[prost(uint32, tag = "11")]
+    processes: u32,
+    #[prost(bool, tag = "12")]
+    incomplete: bool,
 }
 
 #[derive(Clone, PartialEq, Oneof)]
@@ -369,7 +377,6 @@ pub(super) fn encode_job(job: &Job) -> Vec<u8> {
             traces: job.traces.iter().map(|(id, range)| WireExamined { id: id.0.to_vec(), start: range.start, end: range.end }).collect(),
             tenants: job.tenants.iter().map(|tenant| tenant.as_str().to_owned()).collect(),
             blocks: Some(blocks_to_wire(&job.blocks)),
-            max_bytes: job.max_bytes as u64,
             left_pad_trace_ids: job.left_pad_trace_ids,
         }),
         Job::Tags(job) => WireKind::Tags(WireTagsJob {
@@ -416,7 +423,6 @@ pub(super) fn decode_job(bytes: &[u8]) -> Result<Job, InvalidJob> {
                 traces: traces.collect::<Result<_, InvalidJob>>()?,
                 tenants: job.tenants.iter().map(|name| tenant(name)).collect::<Result<_, _>>()?,
                 blocks: blocks_from_wire(job.blocks.unwrap_or_default())?,
-                max_bytes: size(job.max_bytes),
                 left_pad_trace_ids: job.left_pad_trace_ids,
             })
         }
@@ -481,29 +487,41 @@ pub(super) fn encode_outcome(outcome: &Result<Answer, QueryError>) -> Vec<u8> {
         }
         Err(error) => (WireAnswer::Error(error_to_wire(error)), 0),
     };
-    let published = outcome.as_ref().map(Answer::published).unwrap_or_default();
-    let published = (!published.is_empty()).then(|| blocks_to_wire(published));
-    WireOutcome { answer: Some(answer), published, inspected_bytes }.encode_to_vec()
+    let mut wire = WireOutcome { answer: Some(answer), inspected_bytes, ..WireOutcome::default() };
+    if let Ok(Answer::Examined(answer)) = outcome {
+        wire.incomplete = answer.incomplete;
+    }
+    if let Some(recent) = outcome.as_ref().ok().and_then(Answer::recent) {
+        wire.published = (!recent.published.is_empty()).then(|| blocks_to_wire(&recent.published));
+        let Coverage { epoch, index, processes } = recent.coverage;
+        (wire.epoch, wire.index, wire.processes, wire.incomplete) = (epoch, index, processes, recent.incomplete);
+    }
+    wire.encode_to_vec()
 }
 
 pub(super) fn decode_outcome(bytes: &[u8]) -> Result<Answer, QueryError> {
     let broken = |error: InvalidJob| QueryError::Worker { cause: format!("answer of another process: {error}") };
-    let WireOutcome { answer, published, inspected_bytes } = WireOutcome::decode(bytes).map_err(|error| broken(error.into()))?;
-    let published = published.map(blocks_from_wire).transpose().map_err(broken)?.unwrap_or_default();
+    let WireOutcome { answer, published, inspected_bytes, epoch, index, processes, incomplete } =
+        WireOutcome::decode(bytes).map_err(|error| broken(error.into()))?;
+    let recent = Recency {
+        published: published.map(blocks_from_wire).transpose().map_err(broken)?.unwrap_or_default(),
+        coverage: Coverage { epoch, index, processes },
+        incomplete,
+    };
     Ok(match answer.ok_or_else(|| broken(invalid("answer")))? {
         WireAnswer::Trace(WireTraceAnswer { resource_spans, truncated }) => {
-            Answer::Trace(TraceAnswer { resource_spans, truncated, inspected_bytes, published })
+            Answer::Trace(TraceAnswer { resource_spans, truncated, inspected_bytes, recent })
         }
         WireAnswer::Candidates(answer) => {
             let candidate = |one: WireCandidate| Ok((trace_id(&one.id)?, Candidate { age: one.age, start: one.start, end: one.end }));
             let candidates = answer.candidates.into_iter().map(candidate).collect::<Result<_, InvalidJob>>().map_err(broken)?;
-            Answer::Candidates(CandidatesAnswer { candidates, inspected_traces: answer.inspected_traces, inspected_bytes, published })
+            Answer::Candidates(CandidatesAnswer { candidates, inspected_traces: answer.inspected_traces, inspected_bytes, recent })
         }
-        WireAnswer::Examined(answer) => Answer::Examined(ExaminedAnswer { found: answer.traces, inspected_bytes }),
+        WireAnswer::Examined(answer) => Answer::Examined(ExaminedAnswer { found: answer.traces, inspected_bytes, incomplete }),
         WireAnswer::Tags(answer) => {
             let text = |tag: WireTag| Ok((group(&tag.key)?, tag.value));
             let found = answer.found.into_iter().map(text).collect::<Result<_, InvalidJob>>().map_err(broken)?;
-            Answer::Tags(TagsAnswer { found, full: answer.full, inspected_bytes, published })
+            Answer::Tags(TagsAnswer { found, full: answer.full, inspected_bytes, recent })
         }
         WireAnswer::Metrics(answer) => {
             let partial = |partial: WireMetricsPartial| {
@@ -511,7 +529,7 @@ pub(super) fn decode_outcome(bytes: &[u8]) -> Result<Answer, QueryError> {
                 Ok(MetricsPartial { going, series: partial.series })
             };
             let partials = answer.partials.into_iter().map(partial).collect::<Result<_, InvalidJob>>().map_err(broken)?;
-            Answer::Metrics(MetricsAnswer { partials, inspected_spans: answer.inspected_spans, inspected_bytes, published })
+            Answer::Metrics(MetricsAnswer { partials, inspected_spans: answer.inspected_spans, inspected_bytes, recent })
         }
         WireAnswer::Error(error) => return Err(error_from_wire(error).unwrap_or_else(broken)),
     })
@@ -549,7 +567,7 @@ fn search_to_wire(search: &SearchRequest) -> WireSearch {
         ..WireSearch::default()
     };
     match &search.condition {
-        Condition::TraceQl(query) => wire.query = Some(query.to_string()),
+        Condition::TraceQl(query) => wire.query = Some(query.text().to_owned()),
         Condition::Tags { tags, min_duration, max_duration } => {
             wire.tags = tags.pairs().iter().map(|(key, value)| WireTag { key: key.clone(), value: value.clone() }).collect();
             wire.min_duration_ns = nanos(*min_duration);

@@ -1,6 +1,12 @@
 //! Where other processes are: names that are looked up again and again, because what they stand for changes.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tonic::transport::{Channel, Endpoint};
+
+/// Addresses of processes (`host:port`), as they are known now. Whoever finds them out sends each change.
+pub type Addresses = watch::Receiver<Arc<[String]>>;
 
 /// The addresses of `host:port` names, separated by commas; those that cannot be looked up now are left out, with a word.
 pub(super) async fn resolve(names: &str) -> BTreeSet<SocketAddr> {
@@ -16,14 +22,31 @@ pub(super) async fn resolve(names: &str) -> BTreeSet<SocketAddr> {
     addresses
 }
 
+/// Looks `host:port` names, separated by commas, up for ever, and tells `known` when their addresses change. A name server that is away for a
+/// moment does not make them go.
+pub async fn look_up(names: String, every: Duration, known: watch::Sender<Arc<[String]>>) {
+    loop {
+        let addresses: Arc<[String]> = resolve(&names).await.iter().map(SocketAddr::to_string).collect();
+        if !addresses.is_empty() {
+            known.send_if_modified(|before| {
+                let is_new = *before != addresses;
+                *before = addresses;
+                is_new
+            });
+        }
+        tokio::time::sleep(every.max(Duration::from_millis(100))).await;
+    }
+}
+
 /// A connection that is made when it is needed.
-pub(super) fn channel(address: SocketAddr) -> tonic::transport::Channel {
-    // An address is always a URL.
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
-    let endpoint = endpoint.unwrap_or_else(|_| tonic::transport::Endpoint::from_static("http://127.0.0.1:9095"));
-    endpoint
-        .connect_timeout(std::time::Duration::from_secs(5))
-        .http2_keep_alive_interval(std::time::Duration::from_secs(20))
+///
+/// # Errors
+/// The address is none.
+pub(super) fn channel(address: &str) -> Result<Channel, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(Duration::from_secs(5))
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
         .keep_alive_while_idle(true)
-        .connect_lazy()
+        .connect_lazy())
 }

@@ -1,100 +1,345 @@
 //! The processes that take spans in, as a querier asks them.
 //!
-//! Each runs the job on what it has. All must answer: one that does not may have spans that were acknowledged, so that an answer without it
-//! could be wrong.
+//! ```text
+//!  job ─► every address that is known ─► answers, each with (epoch, index, processes)
+//!                                          ├─ all indices of one epoch           ─► everything: joined
+//!                                          ├─ an index is missing, or two epochs ─► asked again, all of them
+//!                                          └─ still so after a while             ─► what there is, said to be incomplete
+//! ```
+//!
+//! Each runs the job on what it has. Processes that work together have shared the traces out among themselves, anew in each epoch, so that the
+//! answers of all processes of one epoch are everything there is, whoever else could not be reached, and answers of two epochs must never be
+//! put together: a trace would be in both, or in neither. While processes come and go there is a moment without a complete epoch; it passes.
+//!
+//! Processes that work alone have what nobody else has, so all of them must answer.
 
 use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::Arc,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
-use futures::future::try_join_all;
-use prometheus::{IntGauge, Registry};
-use storage::id::Tenant;
-use tokio::sync::Mutex;
+use futures::{StreamExt as _, stream::FuturesUnordered};
+use parking_lot::Mutex;
+use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use storage::{id::Tenant, recent::Coverage};
 
-use super::addresses::{channel, resolve};
+use super::addresses::{Addresses, channel};
 use crate::{
     engine::{QueryError, RecentError},
-    job::{Answer, Job, Runner, decode_outcome},
+    job::{Answer, Job, QueryId, Runner, decode_outcome},
     proto::rubato::{RecentJob, recent_client::RecentClient},
 };
 
 type Client = RecentClient<tonic::transport::Channel>;
 
+/// How long processes are asked again before an answer is called incomplete.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Shortest and longest time between two times of asking.
+const WAITS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Ingesters {
-    names: String,
-    lookup_interval: Duration,
+    addresses: Addresses,
     max_message_bytes: usize,
-    known: Mutex<Known>,
+    patience: Duration,
+    known: Mutex<BTreeMap<String, Client>>,
     clients: IntGauge,
-}
-
-#[derive(Debug, Default)]
-struct Known {
-    clients: BTreeMap<SocketAddr, Client>,
-    looked_up: Option<Instant>,
+    asked: IntCounterVec,
 }
 
 impl Ingesters {
-    /// The processes at these `host:port` names, separated by commas, which are looked up again after some time.
+    /// The processes at these addresses. Messages may be as large as `max_message_bytes`.
     ///
     /// # Errors
     /// A metric of the same name is registered already.
-    pub fn new(names: &str, lookup_interval: Duration, max_message_bytes: usize, registry: &Registry) -> prometheus::Result<Self> {
+    pub fn new(addresses: Addresses, max_message_bytes: usize, registry: &Registry) -> prometheus::Result<Self> {
         let clients = IntGauge::new("tempo_querier_livestore_clients", "Processes that are asked for recent data.")?;
+        let asked = Opts::new(
+            "rubato_querier_recent_answers_total",
+            "Times that all processes were asked for recent data, by what came of it: complete, again or incomplete.",
+        );
+        let asked = IntCounterVec::new(asked, &["result"])?;
         registry.register(Box::new(clients.clone()))?;
-        Ok(Self { names: names.to_owned(), lookup_interval, max_message_bytes, known: Mutex::default(), clients })
+        registry.register(Box::new(asked.clone()))?;
+        Ok(Self { addresses, max_message_bytes, patience: PATIENCE, known: Mutex::default(), clients, asked })
     }
 
-    async fn clients(&self) -> Result<Vec<(SocketAddr, Client)>, RecentError> {
-        let mut known = self.known.lock().await;
-        let is_old = known.looked_up.is_none_or(|at| at.elapsed() > self.lookup_interval);
-        if is_old || known.clients.is_empty() {
-            let addresses = resolve(&self.names).await;
-            // A name server that is away for a moment does not make them go.
-            if !addresses.is_empty() {
-                known.clients.retain(|address, _| addresses.contains(address));
-                for address in addresses {
-                    known.clients.entry(address).or_insert_with(|| {
-                        RecentClient::new(channel(address))
-                            .max_decoding_message_size(self.max_message_bytes)
-                            .max_encoding_message_size(self.max_message_bytes)
-                    });
-                }
-                known.looked_up = Some(Instant::now());
+    /// One client for each address.
+    async fn clients(&self) -> Vec<(String, Client)> {
+        let mut addresses = self.addresses.clone();
+        // They may be found out just now.
+        let some = tokio::time::timeout(self.patience, addresses.wait_for(|addresses| !addresses.is_empty())).await;
+        let wanted: BTreeSet<String> = match some {
+            Ok(Ok(addresses)) => addresses.iter().cloned().collect(),
+            // Whoever found them out has gone, and none is known.
+            Ok(Err(_)) | Err(_) => BTreeSet::new(),
+        };
+        let mut known = self.known.lock();
+        known.retain(|address, _| wanted.contains(address));
+        for address in wanted {
+            if known.contains_key(&address) {
+                continue;
             }
-            self.clients.set(i64::try_from(known.clients.len()).unwrap_or(0));
+            match channel(&address) {
+                Ok(channel) => {
+                    let client = RecentClient::new(channel)
+                        .max_decoding_message_size(self.max_message_bytes)
+                        .max_encoding_message_size(self.max_message_bytes);
+                    known.insert(address, client);
+                }
+                Err(error) => tracing::warn!(address, %error, "not an address"),
+            }
         }
-        if known.clients.is_empty() {
-            return Err(RecentError { cause: format!("no address is known for \"{}\"", self.names) });
+        self.clients.set(i64::try_from(known.len()).unwrap_or(0));
+        known.iter().map(|(address, client)| (address.clone(), client.clone())).collect()
+    }
+
+    /// Asks everybody once, until there is a complete epoch.
+    async fn ask(&self, request: &RecentJob) -> Result<Round, QueryError> {
+        let ask = |(address, mut client): (String, Client)| async move {
+            let outcome = match client.run(request.clone()).await {
+                Ok(answer) => decode_outcome(&answer.into_inner().outcome),
+                Err(status) => Err(RecentError { cause: status.message().to_owned() }.into()),
+            };
+            (address, outcome)
+        };
+        let clients = self.clients().await;
+        let mut round = Round::default();
+        if clients.is_empty() {
+            round.missing.push("no address of a process that takes spans in is known".to_owned());
         }
-        Ok(known.clients.iter().map(|(address, client)| (*address, client.clone())).collect())
+        let mut asked: FuturesUnordered<_> = clients.into_iter().map(ask).collect();
+        while let Some((address, outcome)) = asked.next().await {
+            match outcome {
+                Ok(answer) => round.add(answer),
+                Err(error) if error.is_retryable() => round.missing.push(format!("{address}: {error}")),
+                // It would be the same anywhere.
+                Err(error) => return Err(error),
+            }
+            if round.complete_epoch().is_some() && round.alone.is_empty() {
+                // Whoever has not answered has nothing of this epoch.
+                break;
+            }
+        }
+        Ok(round)
     }
 }
 
 #[async_trait]
 impl Runner for Ingesters {
-    async fn run(&self, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
-        let request = Arc::new(RecentJob { tenant: tenant.as_str().to_owned(), job: job.encode() });
-        let ask = |(address, mut client): (SocketAddr, Client)| {
-            let request = RecentJob::clone(&request);
-            async move {
-                let answer = client.run(request).await;
-                let failed = |status: tonic::Status| RecentError { cause: format!("{address}: {}", status.message()) };
-                decode_outcome(&answer.map_err(failed)?.into_inner().outcome)
+    async fn run(&self, _query: QueryId, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
+        let request = RecentJob { tenant: tenant.as_str().to_owned(), job: job.encode() };
+        let (began, mut wait) = (Instant::now(), WAITS.0);
+        loop {
+            let round = self.ask(&request).await?;
+            if round.is_complete() {
+                self.asked.with_label_values(&["complete"]).inc();
+            } else if began.elapsed() + wait < self.patience {
+                self.asked.with_label_values(&["again"]).inc();
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(WAITS.1);
+                continue;
+            } else {
+                self.asked.with_label_values(&["incomplete"]).inc();
+                tracing::warn!(tenant = tenant.as_str(), why = round.why(), "answer about recent data is incomplete");
             }
-        };
-        let answers = try_join_all(self.clients().await?.into_iter().map(ask)).await?;
-        let joined = answers.into_iter().reduce(|mut all, answer| {
+            return round.join();
+        }
+    }
+}
+
+/// What came of asking everybody once.
+#[derive(Debug, Default)]
+struct Round {
+    /// Answers of processes that work together, by epoch and number. A process that has two addresses answers twice, and counts once.
+    epochs: BTreeMap<u64, Epoch>,
+    /// Answers of those that work alone.
+    alone: Vec<Answer>,
+    /// Who did not answer, and why.
+    missing: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+struct Epoch {
+    processes: u32,
+    answers: BTreeMap<u32, Answer>,
+}
+
+impl Epoch {
+    fn is_complete(&self) -> bool {
+        self.missing() == 0
+    }
+
+    fn missing(&self) -> u32 {
+        self.processes.saturating_sub(u32::try_from(self.answers.len()).unwrap_or(u32::MAX))
+    }
+}
+
+impl Round {
+    fn add(&mut self, answer: Answer) {
+        let Coverage { epoch, index, processes } = answer.recent().map(|recent| recent.coverage).unwrap_or_default();
+        if epoch == Coverage::ALONE.epoch {
+            self.alone.push(answer);
+        } else if index < processes {
+            let known = self.epochs.entry(epoch).or_default();
+            known.processes = processes;
+            known.answers.insert(index, answer);
+        }
+    }
+
+    fn complete_epoch(&self) -> Option<u64> {
+        self.epochs.iter().rev().find(|(_, epoch)| epoch.is_complete()).map(|(number, _)| *number)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.complete_epoch().is_some() || self.epochs.is_empty() && self.missing.is_empty()
+    }
+
+    /// What is missing, for people.
+    fn why(&self) -> String {
+        let epochs = self
+            .epochs
+            .iter()
+            .map(|(number, epoch)| format!("{} of {} processes of epoch {number} did not answer", epoch.missing(), epoch.processes));
+        epochs.chain(self.missing.iter().cloned()).collect::<Vec<_>>().join("; ")
+    }
+
+    /// The answer: of a complete epoch if there is one, else of the one of which most is there, the newest of several.
+    fn join(mut self) -> Result<Answer, QueryError> {
+        let (is_complete, why) = (self.is_complete(), self.why());
+        let best =
+            self.epochs.iter().min_by_key(|(number, epoch)| (epoch.missing(), std::cmp::Reverse(**number))).map(|(number, _)| *number);
+        let best = self.complete_epoch().or(best).and_then(|number| self.epochs.remove(&number));
+        let answers = best.into_iter().flat_map(|epoch| epoch.answers.into_values()).chain(self.alone);
+        let joined = answers.reduce(|mut all, answer| {
             all.join(answer);
             all
         });
-        joined.ok_or_else(|| RecentError { cause: "nobody takes spans in".to_owned() }.into())
+        let mut answer = joined.ok_or(RecentError { cause: why })?;
+        if !is_complete {
+            answer.lacks_recent();
+        }
+        Ok(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::SocketAddr,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use storage::id::TraceId;
+    use tokio::{net::TcpListener, sync::watch};
+
+    use super::*;
+    use crate::{
+        job::{Recency, TagsAnswer, TraceJob},
+        querier::RecentService,
+    };
+
+    /// A process that answers with the next of its coverages, the last of them for ever; `None` fails.
+    #[derive(Debug)]
+    struct Process {
+        name: &'static str,
+        coverages: Vec<Said>,
+        asked: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl Runner for Process {
+        async fn run(&self, _query: QueryId, _tenant: &Tenant, _job: Job) -> Result<Answer, QueryError> {
+            let at = self.asked.fetch_add(1, Ordering::SeqCst).min(self.coverages.len() - 1);
+            let Some((epoch, index, processes)) = self.coverages[at] else {
+                return Err(RecentError { cause: "the dataflow is re-forming".to_owned() }.into());
+            };
+            let recent = Recency { coverage: Coverage { epoch, index, processes }, ..Recency::default() };
+            // Which moment it is about is seen in the answer.
+            Ok(Answer::Tags(TagsAnswer { found: vec![("span", format!("{}@{epoch}", self.name))], recent, ..TagsAnswer::default() }))
+        }
+    }
+
+    async fn serve(process: Process) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let incoming = tonic::transport::server::TcpIncoming::from(listener);
+        let service = RecentService::new(Arc::new(process)).into_server(1 << 20, 1 << 20);
+        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        address
+    }
+
+    /// Epoch, number and processes of an answer.
+    type Said = Option<(u64, u32, u32)>;
+
+    /// What processes say together, sorted, and whether it is said to be incomplete.
+    async fn ask(processes: &[(&'static str, &[Said])], patience: Duration) -> Result<(Vec<String>, bool), QueryError> {
+        let mut addresses = Vec::new();
+        for (name, coverages) in processes {
+            let process = Process { name, coverages: coverages.to_vec(), asked: AtomicUsize::new(0) };
+            addresses.push(serve(process).await.to_string());
+        }
+        let (sender, known) = watch::channel(Arc::from([]));
+        let ingesters = Ingesters { patience, ..Ingesters::new(known, 1 << 20, &Registry::new()).expect("an empty registry") };
+        // They become known while somebody asks.
+        let tell = async {
+            tokio::task::yield_now().await;
+            sender.send_replace(addresses.into());
+        };
+        let job = Job::Trace(TraceJob { id: TraceId([1; 16]), blocks: None, max_bytes: 0 });
+        let tenant = Tenant::single();
+        let (answer, ()) = tokio::join!(ingesters.run(QueryId::new(), &tenant, job), tell);
+        let Answer::Tags(answer) = answer? else { panic!("tags") };
+        let mut found: Vec<_> = answer.found.into_iter().map(|(_, text)| text).collect();
+        found.sort_unstable();
+        Ok((found, answer.recent.incomplete))
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+    const SHORT: Duration = Duration::from_millis(300);
+
+    #[tokio::test]
+    async fn all_processes_of_an_epoch_are_everything() {
+        let (a, b, c) = (Some((7, 0, 3)), Some((7, 1, 3)), Some((7, 2, 3)));
+        let answer = ask(&[("a", &[a]), ("b", &[b]), ("c", &[c])], LONG).await.expect("an answer");
+        assert_eq!(answer, (vec!["a@7".to_owned(), "b@7".to_owned(), "c@7".to_owned()], false));
+        // One that is gone for good, and one that is known by two addresses.
+        let answer = ask(&[("a", &[a]), ("b", &[b]), ("c", &[c]), ("gone", &[None]), ("c", &[c])], LONG).await.expect("an answer");
+        assert_eq!(answer, (vec!["a@7".to_owned(), "b@7".to_owned(), "c@7".to_owned()], false));
+    }
+
+    #[tokio::test]
+    async fn answers_of_two_epochs_are_never_put_together() {
+        // The third begins later, and then all are in the new epoch.
+        let (a, b, c) = ([Some((7, 0, 2)), Some((8, 0, 3))], [None, Some((8, 1, 3))], [Some((8, 2, 3))]);
+        let answer = ask(&[("a", &a), ("b", &b), ("c", &c)], LONG).await.expect("an answer");
+        assert_eq!(answer, (vec!["a@8".to_owned(), "b@8".to_owned(), "c@8".to_owned()], false));
+        // They never agree: what is said is of one epoch, and said to be incomplete.
+        let answer =
+            ask(&[("a", &[Some((7, 0, 2))]), ("b", &[Some((8, 1, 3))]), ("c", &[Some((8, 2, 3))])], SHORT).await.expect("an answer");
+        assert_eq!(answer, (vec!["b@8".to_owned(), "c@8".to_owned()], true));
+    }
+
+    #[tokio::test]
+    async fn whoever_works_alone_must_answer() {
+        let alone = Some((0, 0, 1));
+        let answer = ask(&[("a", &[alone]), ("b", &[None, None, alone])], LONG).await.expect("an answer");
+        assert_eq!(answer, (vec!["a@0".to_owned(), "b@0".to_owned()], false));
+        let answer = ask(&[("a", &[alone]), ("b", &[None])], SHORT).await.expect("an answer");
+        assert_eq!(answer, (vec!["a@0".to_owned()], true));
+    }
+
+    #[tokio::test]
+    async fn nobody_is_an_error() {
+        let error = ask(&[("a", &[None])], SHORT).await.expect_err("nobody answers");
+        assert!(error.is_retryable() && error.to_string().contains("the dataflow is re-forming"), "{error}");
+        let error = ask(&[], SHORT).await.expect_err("nobody is there");
+        assert!(error.to_string().contains("no address"), "{error}");
     }
 }

@@ -15,6 +15,7 @@ mod recent;
 mod workers;
 
 pub use self::{
+    addresses::{Addresses, look_up},
     ingesters::Ingesters,
     recent::RecentService,
     workers::{WorkerSettings, Workers},

@@ -6,7 +6,7 @@ use storage::id::Tenant;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    job::{Job, Runner, encode_outcome},
+    job::{Job, QueryId, Runner, encode_outcome},
     proto::rubato::{RecentJob, RecentOutcome, recent_server},
 };
 
@@ -36,7 +36,8 @@ impl recent_server::Recent for RecentService {
             return Err(Status::invalid_argument("the job is not about recent data"));
         }
         // Dropped with the call when the querier does not wait any more.
-        let outcome = self.0.run(&tenant, job).await;
+        // One job of a query is all that comes here at a time.
+        let outcome = self.0.run(QueryId::new(), &tenant, job).await;
         Ok(Response::new(RecentOutcome { outcome: encode_outcome(&outcome) }))
     }
 }

@@ -1,7 +1,7 @@
 //! The workers of a querier: each holds one stream to one frontend and runs what comes through it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -17,8 +17,8 @@ use tonic::{Status, transport::Channel};
 use super::addresses::{channel, resolve};
 use crate::{
     engine::{QueryError, RemoteError},
-    frontend::{JOB_URL, OUTCOME_TYPE},
-    job::{Job, Runner, encode_outcome},
+    frontend::{JOB_URL, OUTCOME_TYPE, QUERY_HEADER},
+    job::{Job, QueryId, Runner, encode_outcome},
     proto::{
         frontend::{ClientToFrontend, Feature, FrontendToClient, NotifyClientShutdownRequest, Type, frontend_client::FrontendClient},
         httpgrpc::{Header, HttpRequest, HttpResponse},
@@ -126,7 +126,16 @@ impl Workers {
         let share = self.settings.concurrency.max(1).div_ceil(addresses.len().max(1));
         let streams = self.settings.parallelism.unwrap_or(share).max(1);
         for address in addresses {
-            let (channel, workers) = frontends.entry(*address).or_insert_with(|| (channel(*address), JoinSet::new()));
+            let (channel, workers) = match frontends.entry(*address) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => match channel(&address.to_string()) {
+                    Ok(channel) => entry.insert((channel, JoinSet::new())),
+                    Err(error) => {
+                        tracing::warn!(%address, %error, "not an address");
+                        continue;
+                    }
+                },
+            };
             while workers.len() < streams {
                 workers.spawn(Arc::clone(self).work(channel.clone(), *address));
             }
@@ -205,7 +214,7 @@ impl Workers {
             tokio::time::sleep(self.settings.extra_delay).await;
         }
         let outcome = match job(request) {
-            Ok((tenant, job)) => self.runner.run(&tenant, job).await,
+            Ok((query, tenant, job)) => self.runner.run(query, &tenant, job).await,
             Err(message) => Err(QueryError::Remote(RemoteError { status: 400, message, retryable: false })),
         };
         self.metrics.executed.inc();
@@ -224,11 +233,14 @@ impl Workers {
 /// How long what runs may go on after a farewell.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-fn job(request: &HttpRequest) -> Result<(Tenant, Job), String> {
-    let header = request.headers.iter().find(|header| header.key.eq_ignore_ascii_case("x-scope-orgid"));
-    let name = header.and_then(|header| header.values.first()).ok_or("no org id")?;
-    let tenant = Tenant::new(name).map_err(|error| error.to_string())?;
-    Ok((tenant, Job::decode(&request.body).map_err(|error| error.to_string())?))
+fn job(request: &HttpRequest) -> Result<(QueryId, Tenant, Job), String> {
+    let header = |name: &str| {
+        let header = request.headers.iter().find(|header| header.key.eq_ignore_ascii_case(name));
+        header.and_then(|header| header.values.first())
+    };
+    let tenant = Tenant::new(header("x-scope-orgid").ok_or("no org id")?).map_err(|error| error.to_string())?;
+    let query = header(QUERY_HEADER).ok_or("no query id")?.parse().map_err(|error: uuid::Error| error.to_string())?;
+    Ok((query, tenant, Job::decode(&request.body).map_err(|error| error.to_string())?))
 }
 
 /// A gauge that counts something as long as it goes on.

@@ -7,7 +7,7 @@ use crate::{
     QueryError, RecentSource, Units,
     engine::Streaming,
     frontend::{self, Frontend},
-    job::{self, Answer, Job, Place, Runner},
+    job::{self, Answer, Job, Place, QueryId, Runner},
 };
 
 /// Sends every job and what became of it through their encodings, and counts them.
@@ -19,14 +19,14 @@ struct Wire {
 
 #[async_trait]
 impl Runner for Wire {
-    async fn run(&self, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
+    async fn run(&self, query: QueryId, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
         self.jobs.fetch_add(1, Ordering::SeqCst);
         let arrived = Job::decode(&job.encode()).expect("a job of this release");
         assert_eq!(arrived, cut_description(job));
-        let outcome = self.units.run(tenant, arrived).await;
+        let outcome = self.units.run(query, tenant, arrived).await;
         let there = job::decode_outcome(&job::encode_outcome(&outcome));
         if let (Ok(outcome), Ok(there)) = (&outcome, &there)
-            && outcome.published().is_empty()
+            && outcome.recent().is_none_or(|recent| recent.published.is_empty())
         {
             assert_eq!(outcome, there);
         }
@@ -51,12 +51,12 @@ fn cut_description(mut job: Job) -> Job {
 }
 
 impl World {
-    fn units(&self) -> Units {
+    pub(super) fn units(&self) -> Units {
         let recent: Arc<dyn Recent> = Arc::<FakeRecent>::clone(&self.recent);
         Units::new(&self.settings, self.store.clone(), None, RecentSource::Here(recent), &Registry::new()).expect("metrics are new")
     }
 
-    fn engine(&self, runner: Arc<dyn Runner>) -> Arc<Engine> {
+    pub(super) fn engine(&self, runner: Arc<dyn Runner>) -> Arc<Engine> {
         let (blocklist, clock) = (self.blocklist.clone(), Arc::new(self.clock.clone()));
         let engine = Engine::over(runner, self.settings.clone(), blocklist, clock, &Registry::new()).expect("metrics are new");
         Arc::new(engine.with_overrides(Arc::new(self.limits)))

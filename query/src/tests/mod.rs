@@ -5,6 +5,7 @@ mod deleted;
 mod errors;
 mod jobs;
 mod metrics;
+mod querier;
 mod search;
 mod streaming;
 mod tags;
@@ -38,12 +39,13 @@ use storage::{
     clock::ManualClock,
     id::{BlockId, Tenant, TraceId},
     otlp::{self, Walk},
+    recent::{Coverage, RecentAnswer, RecentPart, RecentTrace},
     segment::Segment,
     wal::Position,
 };
 use tower::ServiceExt as _;
 
-use crate::{ApiSettings, Engine, Limits, Recent, RecentAnswer, RecentError, RecentPart, RecentTrace, RequestMetrics, Settings, router};
+use crate::{ApiSettings, Engine, Limits, Recent, RecentError, RequestMetrics, Settings, router};
 
 /// The time of all tests, Unix seconds.
 const NOW: u64 = 1_700_000_000;
@@ -163,7 +165,7 @@ impl FakeRecent {
         let mut data = self.data.lock();
         self.moment(&mut data);
         let published = self.published.lock().iter().filter(|meta| meta.tenant_id == *tenant).cloned().collect();
-        let answer = RecentAnswer { data: read(&data), published };
+        let answer = RecentAnswer { data: read(&data), published, coverage: Coverage::ALONE };
         self.moment(&mut data);
         Ok(answer)
     }

@@ -1,6 +1,6 @@
 //! The gRPC service without a network.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt as _;
 use regex::Regex;
@@ -8,10 +8,13 @@ use tonic::{Code, Status};
 
 use super::{errors::Stuck, *};
 use crate::{
+    QueryError,
     engine::{Condition, SearchRequest},
     grpc::{StreamingQueries, streaming_queries},
+    job::{Answer, Job, QueryId, Runner},
     proto::{self, streaming_querier_server::StreamingQuerier as _},
     traceql,
+    traceql_metrics::{Asked, MetricsLimits, MetricsRequest},
 };
 
 impl World {
@@ -54,6 +57,104 @@ async fn what_was_sent_before_is_in_the_final_message_again() {
     assert_eq!(sent.iter().map(|trace| &trace.trace_id).collect::<BTreeSet<_>>().len(), sent.len(), "and sent once");
     let done: Vec<_> = messages.iter().map(|message| message.metrics.as_ref().expect("metrics, always").completed_jobs).collect();
     assert!(done.is_sorted() && done.last() == Some(&6), "{done:?}");
+}
+
+#[tokio::test]
+async fn samples_that_were_sent_are_final_and_come_newest_first() {
+    let world = World::new();
+    let tenant = Tenant::single();
+    for number in 1..=6u64 {
+        // Blocks whose times touch each other, and two names of which one is in every second block only.
+        let name = if number % 2 == 0 { "even" } else { "odd" };
+        let spans = (0..5).map(|at| span(number.into(), 10 * number + at, 0, name, 20 * number + 6 * at)).collect();
+        world.cut(&tenant, vec![service("a", spans)]).await;
+    }
+    world.receive(&tenant, shop());
+    let query = Arc::new(traceql::parse("{} | count_over_time() by (name)").expect("valid"));
+    let asked = Asked { start: (NOW - 300) * 1_000_000_000, end: NOW * 1_000_000_000, step: Some(10_000_000_000), ..Asked::default() };
+    let request = Arc::new(MetricsRequest::new(query, asked, MetricsLimits::default()).expect("valid"));
+    let engine = world.local_engine();
+    let messages: Vec<_> = engine.query_range_stream(vec![tenant.clone()], Arc::clone(&request), Duration::ZERO).collect().await;
+    let messages: Vec<_> = messages.into_iter().map(|message| message.expect("no error")).collect();
+    let (last, differences) = messages.split_last().expect("a final message, always");
+    assert_eq!(last, &engine.query_range(std::slice::from_ref(&tenant), Arc::clone(&request)).await.expect("no error"));
+    let count: f64 = last.series.iter().flat_map(|series| &series.samples).map(|sample| sample.value).sum();
+    assert!((count - 33.0).abs() < 1e-9, "every span, once: {count}");
+
+    let samples = |answer: &proto::QueryRangeResponse| {
+        let of = |series: &proto::TimeSeries| {
+            let labels = format!("{:?}", series.labels);
+            series.samples.iter().map(move |sample| ((labels.clone(), sample.timestamp_ms), sample.value)).collect::<Vec<_>>()
+        };
+        answer.series.iter().flat_map(of).collect::<Vec<_>>()
+    };
+    let whole: BTreeMap<_, _> = samples(last).into_iter().collect();
+    let (mut sent, mut oldest) = (BTreeMap::new(), i64::MAX);
+    for (key, value) in differences.iter().flat_map(samples) {
+        assert_eq!(whole.get(&key), Some(&value), "{key:?} will not change");
+        assert_eq!(sent.insert(key, value), None, "and is sent once");
+    }
+    for difference in differences.iter().filter(|difference| !difference.series.is_empty()) {
+        let times = || samples(difference).into_iter().map(|((_, time), _)| time);
+        assert!(times().max() < Some(oldest), "time runs backwards");
+        oldest = times().min().expect("samples");
+    }
+    assert!(sent.len() > 10, "most are known before the end: {}", sent.len());
+    let second: Vec<_> = {
+        let query = Arc::new(traceql::parse("{} | rate() by (name) | topk(1)").expect("valid"));
+        let request = Arc::new(MetricsRequest::new(query, asked, MetricsLimits::default()).expect("valid"));
+        engine.query_range_stream(vec![tenant.clone()], request, Duration::ZERO).collect().await
+    };
+    let early = second[..second.len() - 1].iter().map(|message| message.as_ref().expect("no error"));
+    assert!(
+        early.clone().count() > 0 && early.clone().all(|message| message.series.is_empty() && message.metrics.is_some()),
+        "all series choose"
+    );
+
+    let query = Arc::new(traceql::parse("{} | count_over_time()").expect("valid"));
+    let request = Arc::new(MetricsRequest::new(query, Asked { instant: true, ..asked }, MetricsLimits::default()).expect("valid"));
+    let instant: Vec<_> = engine.query_instant_stream(vec![tenant.clone()], request, Duration::ZERO).collect().await;
+    let instant: Vec<_> = instant.into_iter().map(|message| message.expect("no error")).collect();
+    let done: Vec<_> = instant.iter().map(|message| message.metrics.as_ref().expect("metrics, always").completed_jobs).collect();
+    assert!(done.is_sorted() && done.len() > 1 && done.last() == Some(&7), "{done:?}");
+    let (last, early) = instant.split_last().expect("a final message, always");
+    assert!(early.iter().all(|message| message.series.is_empty()), "one that is not over");
+    assert!((last.series[0].value - 33.0).abs() < 1e-9);
+}
+
+#[tokio::test]
+async fn recent_data_that_is_missing_is_spoken_of() {
+    let world = World::new();
+    world.receive(&Tenant::single(), shop());
+    let engine = world.engine(Arc::new(Lacking(world.units())));
+    let router = router(Arc::clone(&engine), world.api.clone());
+    let trace = get(&router, &format!("/api/v2/traces/{SHOP_HEX}")).await.json();
+    assert_eq!(trace["status"], "PARTIAL");
+    assert_eq!(trace["message"], "Recent spans may be missing: not all processes that take spans in have answered");
+    let metrics = get(&router, &format!("/api/metrics/query?q={}&start={}&end={NOW}", encoded("{} | rate()"), NOW - 120)).await.json();
+    assert_eq!(metrics["status"], "PARTIAL");
+    assert_eq!(metrics["message"], "recent spans are missing: not all processes that take spans in have answered");
+    for url in ["/api/search", "/api/search/tags", "/api/v2/search/tag/name/values", &format!("/api/traces/{SHOP_HEX}")] {
+        let answer = get(&router, url).await;
+        let text = "cannot guarantee complete results: not all processes that take spans in have answered";
+        assert_eq!((answer.status.as_u16(), answer.text()), (500, text), "{url} cannot say so otherwise");
+    }
+}
+
+/// Says of all recent data that some is missing.
+#[derive(Debug)]
+struct Lacking(crate::Units);
+
+#[async_trait]
+impl Runner for Lacking {
+    async fn run(&self, query: QueryId, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
+        let is_recent = job.is_recent();
+        let mut answer = self.0.run(query, tenant, job).await?;
+        if is_recent {
+            answer.lacks_recent();
+        }
+        Ok(answer)
+    }
 }
 
 #[tokio::test]

@@ -200,6 +200,8 @@ pub enum Node {
     Literal(Value),
     /// A value of the span.
     Field(Field),
+    /// A field of events or links in a query of several filters: the value of the first event (link) that has it.
+    First(Field),
     /// `-x`, `!x`
     Unary {
         /// Operator.
@@ -229,6 +231,8 @@ pub enum Node {
         operand: Box<Expr>,
         /// `!=`
         negated: bool,
+        /// `nil = x`, which a span without events (links) satisfies for a field of theirs, as `x = nil` is not.
+        swapped: bool,
     },
     /// `x =~ "…"`, `x !~ "…"`
     Match {
@@ -241,7 +245,30 @@ pub enum Node {
     },
 }
 
+impl Field {
+    /// Whether events have it.
+    pub(crate) fn is_of_event(&self) -> bool {
+        matches!(self, Self::Attribute { scope: Scope::Event, .. } | Self::Intrinsic(Intrinsic::EventName | Intrinsic::EventTimeSinceStart))
+    }
+
+    /// Whether links have it.
+    pub(crate) fn is_of_link(&self) -> bool {
+        matches!(self, Self::Attribute { scope: Scope::Link, .. } | Self::Intrinsic(Intrinsic::LinkTraceId | Intrinsic::LinkSpanId))
+    }
+}
+
 impl Expr {
+    /// Whether the value is a boolean whatever the span is.
+    pub(crate) fn is_boolean(&self) -> bool {
+        match &self.node {
+            Node::Literal(value) => value.type_of() == super::value::Type::Bool,
+            Node::Field(_) | Node::First(_) => false,
+            Node::Unary { op, .. } => *op == UnaryOp::Not,
+            Node::Binary { op, .. } => !op.is_arithmetic(),
+            Node::Logical { .. } | Node::IsNil { .. } | Node::Match { .. } => true,
+        }
+    }
+
     /// Whether some part of it looks at the span.
     pub fn references_span(&self) -> bool {
         let mut found = false;
@@ -249,19 +276,55 @@ impl Expr {
         found
     }
 
+    /// Calls `visit` with every field in it of which the condition chooses an event (link), if it is a field of such, from left to right.
+    pub(crate) fn for_each_chosen_field<'a>(&'a self, visit: &mut impl FnMut(&'a Field)) {
+        self.for_each(&mut |node| {
+            if let Node::Field(field) = node {
+                visit(field);
+            }
+        });
+    }
+
     /// Calls `visit` with every field in it, from left to right.
     pub fn for_each_field<'a>(&'a self, visit: &mut impl FnMut(&'a Field)) {
-        match &self.node {
-            Node::Literal(_) => {}
-            Node::Field(field) => visit(field),
-            Node::Unary { operand, .. } | Node::IsNil { operand, .. } => operand.for_each_field(visit),
-            Node::Match { subject, .. } => subject.for_each_field(visit),
-            Node::Binary { left, right, .. } => {
-                left.for_each_field(visit);
-                right.for_each_field(visit);
+        self.for_each(&mut |node| {
+            if let Node::Field(field) | Node::First(field) = node {
+                visit(field);
             }
-            Node::Logical { operands, .. } => operands.iter().for_each(|operand| operand.for_each_field(visit)),
+        });
+    }
+
+    fn for_each<'a>(&'a self, visit: &mut impl FnMut(&'a Node)) {
+        visit(&self.node);
+        match &self.node {
+            Node::Literal(_) | Node::Field(_) | Node::First(_) => {}
+            Node::Unary { operand, .. } | Node::IsNil { operand, .. } => operand.for_each(visit),
+            Node::Match { subject, .. } => subject.for_each(visit),
+            Node::Binary { left, right, .. } => {
+                left.for_each(visit);
+                right.for_each(visit);
+            }
+            Node::Logical { operands, .. } => operands.iter().for_each(|operand| operand.for_each(visit)),
         }
+    }
+
+    fn operands_mut(&mut self) -> Vec<&mut Self> {
+        match &mut self.node {
+            Node::Literal(_) | Node::Field(_) | Node::First(_) => Vec::new(),
+            Node::Unary { operand, .. } | Node::IsNil { operand, .. } | Node::Match { subject: operand, .. } => vec![operand],
+            Node::Binary { left, right, .. } => vec![left, right],
+            Node::Logical { operands, .. } => operands.iter_mut().collect(),
+        }
+    }
+
+    /// Reads fields of events and links as those of the first one that has the field.
+    fn read_first(&mut self) {
+        if let Node::Field(field) = &self.node
+            && (field.is_of_event() || field.is_of_link())
+        {
+            self.node = Node::First(field.clone());
+        }
+        self.operands_mut().into_iter().for_each(Self::read_first);
     }
 }
 
@@ -330,6 +393,81 @@ pub enum SpansetExpr {
 pub struct Pipeline {
     /// At least one.
     pub stages: Vec<Stage>,
+}
+
+impl Pipeline {
+    /// Where there are several filters, conditions look only at the first event (link) that has their field: Tempo fetches the values of all
+    /// events of a span then, and finds the first.
+    pub(super) fn settle_elements(&mut self) {
+        let mut conditions = Vec::new();
+        self.conditions_mut(&mut conditions);
+        if conditions.len() > 1 {
+            conditions.into_iter().for_each(Expr::read_first);
+        }
+    }
+
+    /// Whether all its filters are constantly false.
+    pub(super) fn matches_nothing(&self) -> bool {
+        self.stages.iter().all(|stage| matches!(stage, Stage::Spansets(expr) if expr.is_false()))
+    }
+
+    /// The conditions of all filters, from left to right.
+    pub(crate) fn conditions(&self) -> Vec<&Expr> {
+        let mut found = Vec::new();
+        self.collect_conditions(&mut found);
+        found
+    }
+
+    fn collect_conditions<'a>(&'a self, found: &mut Vec<&'a Expr>) {
+        for stage in &self.stages {
+            if let Stage::Spansets(expr) = stage {
+                expr.collect_conditions(found);
+            }
+        }
+    }
+
+    fn conditions_mut<'a>(&'a mut self, found: &mut Vec<&'a mut Expr>) {
+        for stage in &mut self.stages {
+            if let Stage::Spansets(expr) = stage {
+                expr.conditions_mut(found);
+            }
+        }
+    }
+}
+
+impl SpansetExpr {
+    fn is_false(&self) -> bool {
+        match self {
+            Self::Filter(condition) => condition.node == Node::Literal(Value::Bool(false)),
+            Self::Logical { operands, .. } => operands.iter().all(Self::is_false),
+            Self::Structural { left, right, .. } => left.is_false() && right.is_false(),
+            Self::Pipeline(pipeline) => pipeline.matches_nothing(),
+        }
+    }
+
+    fn collect_conditions<'a>(&'a self, found: &mut Vec<&'a Expr>) {
+        match self {
+            Self::Filter(condition) => found.push(condition),
+            Self::Logical { operands, .. } => operands.iter().for_each(|operand| operand.collect_conditions(found)),
+            Self::Structural { left, right, .. } => {
+                left.collect_conditions(found);
+                right.collect_conditions(found);
+            }
+            Self::Pipeline(pipeline) => pipeline.collect_conditions(found),
+        }
+    }
+
+    fn conditions_mut<'a>(&'a mut self, found: &mut Vec<&'a mut Expr>) {
+        match self {
+            Self::Filter(condition) => found.push(condition),
+            Self::Logical { operands, .. } => operands.iter_mut().for_each(|operand| operand.conditions_mut(found)),
+            Self::Structural { left, right, .. } => {
+                left.conditions_mut(found);
+                right.conditions_mut(found);
+            }
+            Self::Pipeline(pipeline) => pipeline.conditions_mut(found),
+        }
+    }
 }
 
 /// One stage.

@@ -5,8 +5,8 @@
 
 use super::{
     ast::{BinaryOp, Expr, Field, Intrinsic, LogicalOp, Node, Position, UnaryOp},
-    eval::{self, Operand},
     pattern::{Pattern, PatternBudget},
+    scalar::{self, Scalar},
     types,
     value::Value,
 };
@@ -51,11 +51,11 @@ fn strip_trace_id(field: &Expr, literal: &mut Expr) {
 }
 
 fn constant(op: BinaryOp, left: &Value, right: &Value) -> Option<Value> {
-    let (left, right) = (Operand::from(left), Operand::from(right));
+    let (left, right) = (Scalar::from(left), Scalar::from(right));
     if op.is_arithmetic() {
-        eval::arithmetic(op, &left, &right).ok().map(|result| result.to_value())
+        scalar::arithmetic(op, left, right).ok().map(Scalar::to_value)
     } else {
-        eval::compare(op, &left, &right).ok().map(Value::Bool)
+        scalar::compare(op, left, right).ok().map(Value::Bool)
     }
 }
 
@@ -86,13 +86,13 @@ pub(super) fn logical(at: Position, op: LogicalOp, left: Expr, right: Expr) -> E
     }
 }
 
-/// `operand = nil` or `operand != nil`, folded. The string `nil` counts as absent, and comparing `nil` with itself is false.
-pub(super) fn nil_test(at: Position, operand: Expr, negated: bool) -> Expr {
+/// `operand = nil` or `operand != nil`, or `swapped`, folded. The string `nil` counts as absent, and comparing `nil` with itself is false.
+pub(super) fn nil_test(at: Position, operand: Expr, negated: bool, swapped: bool) -> Expr {
     let node = match &operand.node {
         Node::Literal(Value::Nil) => Node::Literal(Value::Bool(false)),
         Node::Literal(Value::String(text)) if text == "nil" => Node::Literal(Value::Bool(!negated)),
         Node::Literal(_) => Node::Literal(Value::Bool(negated)),
-        _ => Node::IsNil { operand: Box::new(operand), negated },
+        _ => Node::IsNil { operand: Box::new(operand), negated, swapped },
     };
     Expr { at, node }
 }

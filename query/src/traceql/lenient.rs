@@ -6,7 +6,7 @@
 
 use super::{
     ast::{Expr, LogicalOp, Node, SpansetExpr, Stage},
-    eval::Filter,
+    filter::Filter,
     parser,
 };
 
@@ -16,8 +16,9 @@ pub(super) fn tag_filter(query: &str) -> Option<Filter> {
         Ok(parsed) => parsed,
         Err(_) => parser::parse(&repair(query)?).ok()?,
     };
+    let text = parsed.text;
     match parsed.pipeline.stages.into_iter().next() {
-        Some(Stage::Spansets(SpansetExpr::Filter(condition))) if is_effective(&condition) => Some(Filter { condition }),
+        Some(Stage::Spansets(SpansetExpr::Filter(condition))) if is_effective(&condition) => Some(Filter { condition, text }),
         _ => None,
     }
 }
@@ -25,7 +26,7 @@ pub(super) fn tag_filter(query: &str) -> Option<Filter> {
 /// Whether every alternative compares something.
 fn is_effective(condition: &Expr) -> bool {
     match &condition.node {
-        Node::Literal(_) | Node::Field(_) => false,
+        Node::Literal(_) | Node::Field(_) | Node::First(_) => false,
         Node::Unary { operand, .. } => is_effective(operand),
         Node::Binary { op, .. } => !op.is_arithmetic(),
         Node::Logical { op: LogicalOp::And, operands } => operands.iter().any(is_effective),

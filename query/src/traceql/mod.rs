@@ -1,14 +1,14 @@
 //! TraceQL, the query language: text to tree to answer.
 //!
 //! ```text
-//! text ──► lexer ──► parser ──► types ──► Query ──► eval ──► TraceMatch
+//! text ──► lexer ──► parser ──► types ──► Query ──► exec, traceql_metrics
 //!                    (fold)                │
 //!                                          └─► print: canonical text
 //! ```
 //!
-//! A query is parsed once, by [`parse`], which also folds constants and validates; what comes out is legal. It is then evaluated on one
-//! trace at a time, wherever the trace comes from: [`TraceView::new`] prepares a trace, [`Query::evaluate`] answers. Nothing here does IO,
-//! and nothing in a query relates two traces.
+//! A query is parsed once, by [`parse`], which also folds constants and validates; what comes out is legal. It is then evaluated on batches of
+//! traces by `exec`, wherever they come from. Nothing here does IO, and nothing in a query relates two traces. The plain reading of the language,
+//! one trace and one span at a time, is kept for tests as the reference (`eval`).
 //!
 //! The text of a query is untrusted: trees are bounded in depth and regular expressions in size, so that neither parsing nor evaluation can
 //! exhaust stack or memory. Callers bound the length of the text ([`DEFAULT_MAX_QUERY_BYTES`]).
@@ -26,34 +26,46 @@
 
 pub(crate) mod ast;
 mod error;
-mod eval;
+#[cfg(test)]
+pub(crate) mod eval;
+mod filter;
 mod fold;
+mod found;
 mod lenient;
 mod lexer;
 mod number;
 mod parser;
 pub(crate) mod pattern;
 mod print;
+pub(crate) mod scalar;
 pub(crate) mod shown;
 pub(crate) mod types;
 mod value;
 
 pub use ast::{BinaryOp, Expr, Field, Hint, Intrinsic, Located, Metrics, MetricsFunction, Pipeline, Position, Scope, SecondStage, Stage};
 pub use error::{Error, ErrorClass, ExecutionError};
-pub use eval::{EvaluateOptions, Filter, ServiceStats, SpanMatch, Spanset, TraceMatch, TraceView};
+pub use filter::Filter;
+pub use found::{EvaluateOptions, ServiceStats, SpanMatch, Spanset, TraceMatch};
 pub use value::{Kind, Status, Type, Value};
 
-use storage::block::Projection;
+use std::sync::Arc;
 
 /// Longest query that callers should hand to [`parse`], in bytes, unless configured otherwise.
 pub const DEFAULT_MAX_QUERY_BYTES: usize = 131_072;
 
-/// A query that was parsed and found valid.
-#[derive(Clone, Debug, PartialEq)]
+/// A query that was parsed and found valid. Queries that mean the same, written differently, are equal.
+#[derive(Clone, Debug)]
 pub struct Query {
     pipeline: Pipeline,
     metrics: Option<Metrics>,
     hints: Vec<Hint>,
+    text: Arc<str>,
+}
+
+impl PartialEq for Query {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.pipeline, &self.metrics, &self.hints) == (&other.pipeline, &other.metrics, &other.hints)
+    }
 }
 
 /// Parses and validates a query.
@@ -70,20 +82,15 @@ pub fn tag_filter(query: &str) -> Option<Filter> {
 }
 
 impl Query {
-    /// Evaluates the pipeline on one trace; a metrics function is left out. `None` when the trace is not a result.
-    ///
-    /// # Errors
-    /// The query fails on this trace and therefore as a whole.
-    pub fn evaluate(&self, trace: &TraceView<'_>, options: EvaluateOptions) -> Result<Option<TraceMatch>, ExecutionError> {
+    /// Evaluates the pipeline on one trace by the reference; a metrics function is left out. `None` when the trace is not a result.
+    #[cfg(test)]
+    pub(crate) fn evaluate(&self, trace: &TraceView<'_>, options: EvaluateOptions) -> Result<Option<TraceMatch>, ExecutionError> {
         eval::evaluate(self, trace, options)
     }
 
-    /// Which parts of traces must be decoded to evaluate the query and to show its results.
-    ///
-    /// One thing may differ on a trace without its links: the name of a trace with several roots, one of which the OpenTracing bridge
-    /// has marked as a child by a link.
-    pub fn projection(&self) -> Projection {
-        eval::projection(self)
+    /// The query as it was written: what other processes are told. The canonical text does not serve, since it has no way to write a backquote.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The stages before the metrics function.
@@ -93,13 +100,14 @@ impl Query {
 
     /// The fields that the query looks at or shows, those of its metrics function included; each once, in order of appearance.
     pub fn fields(&self) -> Vec<Field> {
-        eval::fields(self)
+        shown::Shown::of_query(self).fields().iter().map(|&field| field.clone()).collect()
     }
 
     /// The query `{ condition }`.
     pub(crate) fn filter(condition: &Expr) -> Self {
+        let text = format!("{{ {condition} }}").into();
         let stages = vec![Stage::Spansets(ast::SpansetExpr::Filter(condition.clone()))];
-        Self { pipeline: Pipeline { stages }, metrics: None, hints: Vec::new() }
+        Self { pipeline: Pipeline { stages }, metrics: None, hints: Vec::new(), text }
     }
 
     /// The metrics function, when it is a metrics query.
@@ -127,13 +135,13 @@ impl Query {
 
     /// Whether it is certain without reading data that nothing matches.
     pub fn matches_nothing(&self) -> bool {
-        eval::matches_nothing(&self.pipeline)
+        self.pipeline.matches_nothing()
     }
 }
 
 #[cfg(test)]
 pub(crate) mod corpus_tests;
 #[cfg(test)]
-pub(crate) use eval::reference;
+pub(crate) use eval::{TraceView, reference};
 #[cfg(test)]
 mod property_tests;

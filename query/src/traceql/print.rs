@@ -171,7 +171,7 @@ struct Wrapped<'a>(&'a Expr);
 impl Display for Wrapped<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match &self.0.node {
-            Node::Literal(_) | Node::Field(_) => write!(f, "{}", self.0),
+            Node::Literal(_) | Node::Field(_) | Node::First(_) => write!(f, "{}", self.0),
             _ => write!(f, "({})", self.0),
         }
     }
@@ -196,7 +196,7 @@ impl Display for Expr {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match &self.node {
             Node::Literal(value) => write!(f, "{value}"),
-            Node::Field(field) => write!(f, "{field}"),
+            Node::Field(field) | Node::First(field) => write!(f, "{field}"),
             Node::Unary { op, operand } => write!(f, "{op}{}", Wrapped(operand)),
             Node::Binary { op, left, right } => {
                 // A minus sign would reach over an operator that binds tighter.
@@ -209,7 +209,7 @@ impl Display for Expr {
                 write!(f, " {op} {}", Wrapped(right))
             }
             Node::Logical { op, operands } => chain(f, *op, &operands.iter().map(Wrapped).collect::<Vec<_>>()),
-            Node::IsNil { operand, negated } => write!(f, "{} {} nil", Wrapped(operand), if *negated { "!=" } else { "=" }),
+            Node::IsNil { operand, negated, .. } => write!(f, "{} {} nil", Wrapped(operand), if *negated { "!=" } else { "=" }),
             Node::Match { subject, pattern, negated } => {
                 let op = if *negated { BinaryOp::NotRegex } else { BinaryOp::Regex };
                 write!(f, "{} {op} {}", Wrapped(subject), Value::String(pattern.as_str().to_owned()))

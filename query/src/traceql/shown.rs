@@ -97,8 +97,8 @@ impl<'q> Shown<'q> {
 
     fn nil_tests(&mut self, expr: &'q Expr) {
         match &expr.node {
-            Node::IsNil { operand, negated: false } => {
-                if let Node::Field(field) = &operand.node {
+            Node::IsNil { operand, negated: false, .. } => {
+                if let Node::Field(field) | Node::First(field) = &operand.node {
                     self.absent.push(field);
                 }
             }
@@ -109,7 +109,7 @@ impl<'q> Shown<'q> {
                 self.nil_tests(left);
                 self.nil_tests(right);
             }
-            Node::Literal(_) | Node::Field(_) => {}
+            Node::Literal(_) | Node::Field(_) | Node::First(_) => {}
         }
     }
 

@@ -75,7 +75,7 @@ pub(super) fn expr(checked: &Expr) -> Result<Type, Error> {
     let at = checked.at;
     match &checked.node {
         Node::Literal(value) => Ok(value.type_of()),
-        Node::Field(reference) => field(at, reference),
+        Node::Field(reference) | Node::First(reference) => field(at, reference),
         Node::Unary { op, operand } => unary(at, *op, operand),
         Node::Binary { op, left, right } => {
             let (left_type, right_type) = (expr(left)?, expr(right)?);
@@ -96,7 +96,7 @@ pub(super) fn expr(checked: &Expr) -> Result<Type, Error> {
             }
             Ok(Type::Bool)
         }
-        Node::IsNil { operand, negated } => {
+        Node::IsNil { operand, negated, .. } => {
             expr(operand)?;
             if !negated && is_never_nil(operand) {
                 return Err(Error::validation(at, format!("\"{}\" is never nil", quote(operand))));

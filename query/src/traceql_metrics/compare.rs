@@ -50,8 +50,8 @@ impl Comparison {
         self.attributes.iter().map(|(key, attribute)| (key.as_ref(), attribute))
     }
 
-    /// Adds what was counted of an attribute: totals, and counts of each value; both of each side by interval, empty for none. Without values
-    /// there are too many.
+    /// Adds what was counted of an attribute: totals, and counts of each value; both of each side by interval from the interval `first` on.
+    /// Without values there are too many.
     ///
     /// # Errors
     /// The attributes do not fit into memory.
@@ -59,19 +59,30 @@ impl Comparison {
         &mut self,
         request: &MetricsRequest,
         key: &str,
-        totals: [&[u64]; 2],
-        values: Option<impl Iterator<Item = (LabelValue, [&'a [u64]; 2])>>,
+        first: usize,
+        totals: [&[u32]; 2],
+        values: Option<impl Iterator<Item = (LabelValue, [&'a [u32]; 2])>>,
     ) -> Result<(), MetricsError> {
         let bytes = &mut self.bytes;
         let attribute = begin(&mut self.attributes, bytes, key);
+        let intervals = request.window().intervals();
         for (total, counts) in attribute.totals.iter_mut().zip(totals) {
-            add_side(total, counts, bytes);
+            add_part(total, counts, first, intervals, bytes);
         }
         match values {
-            Some(values) => values.for_each(|(value, counts)| attribute.add_value(request, value, counts, bytes)),
+            Some(values) => values.for_each(|(value, counts)| {
+                if let Some(sides) = attribute.value(request, value, bytes) {
+                    sides.iter_mut().zip(counts).for_each(|(to, counts)| add_part(to, counts, first, intervals, bytes));
+                }
+            }),
             None => attribute.overflow(bytes),
         }
         check(request, *bytes)
+    }
+
+    /// Whether it is known already that an attribute has too many values.
+    pub(super) fn is_overflowed(&self, key: &str) -> bool {
+        self.attributes.get(key).is_some_and(|attribute| attribute.overflowed)
     }
 
     /// Adds the counts of another job.
@@ -89,7 +100,9 @@ impl Comparison {
                 attribute.overflow(bytes);
             }
             for (value, counts) in &from.values {
-                attribute.add_value(request, value.clone(), counts.each_ref().map(Vec::as_slice), bytes);
+                if let Some(sides) = attribute.value(request, value.clone(), bytes) {
+                    sides.iter_mut().zip(counts).for_each(|(to, counts)| add_side(to, counts, bytes));
+                }
             }
             check(request, *bytes)?;
         }
@@ -129,21 +142,32 @@ fn add_side(to: &mut Vec<u64>, counts: &[u64], bytes: &mut usize) {
     add_counts(to, counts);
 }
 
+/// Adds counts of intervals from `first` on.
+fn add_part(to: &mut Vec<u64>, counts: &[u32], first: usize, intervals: usize, bytes: &mut usize) {
+    if counts.iter().all(|count| *count == 0) {
+        return;
+    }
+    if to.is_empty() {
+        to.resize(intervals, 0);
+        *bytes += 8 * intervals;
+    }
+    to.iter_mut().skip(first).zip(counts).for_each(|(to, count)| *to = to.saturating_add(u64::from(*count)));
+}
+
 impl Attribute {
-    fn add_value(&mut self, request: &MetricsRequest, value: LabelValue, counts: [&[u64]; 2], bytes: &mut usize) {
+    /// The counts of a value, of which there may be none yet; `None` when there are too many values.
+    fn value(&mut self, request: &MetricsRequest, value: LabelValue, bytes: &mut usize) -> Option<&mut [Vec<u64>; 2]> {
         if self.overflowed {
-            return;
+            return None;
         }
         if !self.values.contains_key(&value) {
             if self.values.len() >= request.max_values() {
                 self.overflow(bytes);
-                return;
+                return None;
             }
             *bytes += VALUE_OVERHEAD + value.heap_bytes();
         }
-        for (to, counts) in self.values.entry(value).or_default().iter_mut().zip(counts) {
-            add_side(to, counts, bytes);
-        }
+        Some(self.values.entry(value).or_default())
     }
 
     fn overflow(&mut self, bytes: &mut usize) {

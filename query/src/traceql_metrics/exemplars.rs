@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Exemplars of a slice.
-const PER_SLICE: usize = 2;
+pub(super) const PER_SLICE: usize = 2;
 
 /// A span of a series.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,7 +115,7 @@ impl Exemplars {
 }
 
 /// The slice of a time.
-fn slice(request: &MetricsRequest, time: u64) -> u64 {
+pub(super) fn slice(request: &MetricsRequest, time: u64) -> u64 {
     let slices = (request.exemplars() / PER_SLICE).max(1) as u64;
     let (start, end) = request.window().bounds();
     // Rounded up, so that there are no more slices than there should be.

@@ -283,12 +283,14 @@ fn compared(request: &MetricsRequest, partial: &Partial) -> Vec<Series> {
     };
     let top_n = usize::try_from(*top_n).unwrap_or(0);
     let mut all = Vec::new();
-    let samples = |counts: &[u64]| counts.iter().map(|count| *count as f64).collect();
+    let samples = |counts: &[u64], times: u64| counts.iter().map(|count| count.saturating_mul(times) as f64).collect();
     for (key, attribute) in partial.comparison.iter() {
+        // Tempo fetches an attribute that a condition asks for once for the condition and once more with all attributes, and counts both.
+        let times = if request.conditions_ask_for(key) { 2 } else { 1 };
         let key: Arc<str> = key.into();
         let mut push = |meta: String, value, counts: &[u64]| {
             let labels = vec![Label::new(labels::META_TYPE, LabelValue::Text(meta.into())), Label { key: Arc::clone(&key), value }];
-            all.push(Series { labels, samples: samples(counts), exemplars: Vec::new() });
+            all.push(Series { labels, samples: samples(counts, times), exemplars: Vec::new() });
         };
         for (side, name) in SIDES.into_iter().enumerate() {
             for (value, counts) in attribute.top(side, top_n) {

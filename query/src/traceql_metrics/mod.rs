@@ -19,7 +19,7 @@
 //! | `window` | intervals |
 //! | `observe`, `rows` | the loops over batches |
 //! | `partial`, `cells`, `exact` | what is counted, and its sums |
-//! | `compare` | counts of `compare()` |
+//! | `compare`, `tally` | counts of `compare()`, and the loops that count |
 //! | `exemplars` | spans that stand for a series |
 //! | `wire` | partial results as bytes |
 //! | `finish`, `second`, `labels` | series as clients see them |
@@ -38,6 +38,7 @@ mod partial;
 mod request;
 mod rows;
 mod second;
+mod tally;
 mod window;
 mod wire;
 

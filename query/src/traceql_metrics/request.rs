@@ -130,7 +130,7 @@ impl MetricsRequest {
     /// The query for another process, as text and numbers.
     pub fn to_proto(&self) -> proto::QueryRangeRequest {
         proto::QueryRangeRequest {
-            query: self.query.to_string(),
+            query: self.query.text().to_owned(),
             start: self.asked.start,
             end: self.asked.end,
             step: self.asked.step.unwrap_or(0),
@@ -160,6 +160,33 @@ impl MetricsRequest {
     pub fn overlaps(&self, start: u64, end: u64) -> bool {
         let (low, high) = self.window.bounds();
         start <= high && end > low
+    }
+
+    /// The same query for spans that start between two times, both Unix nanoseconds and included, over no more intervals than these: what
+    /// it counts there does not depend on the range of this query. `None` unless they lie within that range, and for queries whose bounds depend
+    /// on the number of intervals.
+    pub fn within(&self, start: u64, end: u64) -> Option<Self> {
+        let (low, high) = self.window.bounds();
+        if self.asked.instant || self.shape() == Shape::Compare || start <= low || end > high || start > end {
+            return None;
+        }
+        let asked = Asked { start, end, step: Some(self.window.step()), ..self.asked };
+        let part = Self::new(Arc::clone(&self.query), asked, self.limits).ok()?;
+        self.offset_of(&part).map(|_| part)
+    }
+
+    /// In which interval of this query the first interval of a part of it lies.
+    pub(super) fn offset_of(&self, part: &Self) -> Option<u32> {
+        let (low, high) = self.window.bounds();
+        let (part_low, part_high) = part.window.bounds();
+        let before = part_low.checked_sub(low).filter(|_| part_high <= high)?;
+        let fits = self.window.step() == part.window.step() && before % self.window.step() == 0;
+        u32::try_from(before / self.window.step()).ok().filter(|_| fits)
+    }
+
+    /// Whether a sample depends on the spans of its interval alone, and so do the series that are shown.
+    pub fn is_per_interval(&self) -> bool {
+        self.shape() != Shape::Compare && self.second().next().is_none()
     }
 
     /// What is read of a block.
@@ -230,6 +257,19 @@ impl MetricsRequest {
     /// Whether the first series, in the order of the answer, are an answer: not if a second stage has yet to choose.
     pub(super) fn may_be_cut(&self) -> bool {
         self.second().next().is_none()
+    }
+
+    /// Whether a filter before `compare()` has a condition on an attribute with this canonical text.
+    pub(super) fn conditions_ask_for(&self, attribute: &str) -> bool {
+        let is_it = |field: &Field| {
+            let scoped = matches!(field, Field::Attribute { scope, .. } if *scope != Scope::Any);
+            scoped && field.to_string() == attribute
+        };
+        self.query.pipeline().conditions().into_iter().any(|condition| {
+            let mut found = false;
+            condition.for_each_field(&mut |field| found |= is_it(field));
+            found
+        })
     }
 
     /// Distinct values that `compare()` counts of one attribute. An attribute with more is told by its total only.

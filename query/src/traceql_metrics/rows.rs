@@ -7,7 +7,9 @@
 //!  groups     [cart] [shop]     looked up once per batch and group, not per span
 //! ```
 
-use std::{collections::HashMap, hash::Hash};
+use std::hash::Hash;
+
+use foldhash::{HashMap, HashMapExt as _};
 
 use super::{
     cells::Number,
@@ -166,18 +168,30 @@ impl Locals {
         Self::numbered(spans, get, K::clone, label)
     }
 
-    fn numbered<T, K: Eq + Hash>(spans: &[u32], get: impl Fn(usize) -> T, key: impl Fn(&T) -> K, label: impl Fn(T) -> LabelValue) -> Self {
+    fn numbered<T, K: Clone + Eq + Hash>(
+        spans: &[u32],
+        get: impl Fn(usize) -> T,
+        key: impl Fn(&T) -> K,
+        label: impl Fn(T) -> LabelValue,
+    ) -> Self {
         let mut known: HashMap<K, u32> = HashMap::new();
         let mut values = Vec::new();
         let mut numbers = Vec::with_capacity(spans.len());
+        let mut last: Option<(K, u32)> = None;
         for span in spans {
             let value = get(*span as usize);
+            let key = key(&value);
+            if let Some((_, number)) = last.as_ref().filter(|(last, _)| *last == key) {
+                numbers.push(*number);
+                continue;
+            }
             let next = values.len() as u32;
-            let number = *known.entry(key(&value)).or_insert(next);
+            let number = *known.entry(key.clone()).or_insert(next);
             if number == next {
                 values.push(label(value));
             }
             numbers.push(number);
+            last = Some((key, number));
         }
         Self { numbers, values }
     }

@@ -101,6 +101,11 @@ impl Window {
         self.intervals
     }
 
+    /// Length of an interval in nanoseconds; never 0.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
     /// Length of an interval in seconds.
     pub fn step_seconds(&self) -> f64 {
         Duration::from_nanos(self.step).as_secs_f64()

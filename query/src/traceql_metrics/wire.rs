@@ -290,12 +290,22 @@ impl Partial {
     /// # Errors
     /// The bytes are none, or of another query, or do not fit into memory.
     pub fn decode(request: &MetricsRequest, bytes: &[u8]) -> Result<Self, MetricsError> {
-        let wire = WirePartial::decode(bytes).map_err(|_| foreign("not a message of this release"))?;
+        Self::decode_part(request, request, bytes)
+    }
+
+    /// Reads a partial result of a part of the intervals, see [`MetricsRequest::within`].
+    ///
+    /// # Errors
+    /// As of [`Partial::decode`], or it is no part.
+    pub fn decode_part(request: &MetricsRequest, part: &MetricsRequest, bytes: &[u8]) -> Result<Self, MetricsError> {
+        let mut wire = WirePartial::decode(bytes).map_err(|_| foreign("not a message of this release"))?;
         let mut partial = Self::new(request);
         let intervals = partial.groups.intervals;
-        if wire.intervals != intervals as u64 {
+        let theirs = part.window().intervals();
+        if wire.intervals != theirs as u64 {
             return Err(foreign("another number of intervals"));
         }
+        wire.shift(request.offset_of(part).ok_or_else(|| foreign("other intervals"))?, theirs)?;
         if let Some(WireHorizon { labels, text }) = wire.horizon {
             partial.groups.cut_at(request, SortKey::from_parts(labels, text));
         }
@@ -331,6 +341,26 @@ impl Partial {
             partial.exemplars.offer(request, trace_id, exemplar);
         }
         Ok(partial)
+    }
+}
+
+impl WirePartial {
+    /// Moves all cells to later intervals; they are among the first `limit` before.
+    fn shift(&mut self, offset: u32, limit: usize) -> Result<(), MetricsError> {
+        if offset == 0 {
+            return Ok(());
+        }
+        let counts = self.attributes.iter_mut().flat_map(|attribute| {
+            let values = attribute.values.iter_mut().flat_map(|value| &mut value.sides);
+            attribute.totals.iter_mut().chain(values).map(|counts| &mut counts.intervals)
+        });
+        for place in self.groups.iter_mut().map(|group| &mut group.intervals).chain(counts).flatten() {
+            if *place as usize >= limit {
+                return Err(foreign("cell out of range"));
+            }
+            *place = place.saturating_add(offset);
+        }
+        Ok(())
     }
 }
 

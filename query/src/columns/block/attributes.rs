@@ -32,22 +32,22 @@ use crate::traceql::{Type, Value};
 
 /// The keys of all attributes of a list.
 #[derive(Debug)]
-struct Keys {
+pub(super) struct Keys {
     /// Code of every entry; [`NIL`] for elements without attributes.
-    codes: Vec<u32>,
-    dictionary: Arc<Strings>,
+    pub(super) codes: Vec<u32>,
+    pub(super) dictionary: Arc<Strings>,
     /// Entry at which each element begins.
-    owners: Vec<u32>,
+    pub(super) owners: Vec<u32>,
 }
 
 /// A leaf of values.
 #[derive(Debug)]
-struct Leaf {
-    column: Column,
+pub(super) struct Leaf {
+    pub(super) column: Column,
     /// Of strings.
-    dictionary: Arc<Dictionary>,
+    pub(super) dictionary: Arc<Dictionary>,
     /// Entry at which each attribute begins, if that is not the entry of its key.
-    begins: Option<Vec<u32>>,
+    pub(super) begins: Option<Vec<u32>>,
 }
 
 /// Decoded leaves of attributes. Kept, because queries often ask for more than one key.
@@ -181,7 +181,8 @@ impl Attributes {
         keys + self.leaves.values().map(leaf).sum::<usize>()
     }
 
-    fn keys(&mut self, chunks: &mut Chunks, leaf: usize, level: u8) -> Result<Arc<Keys>, BlockError> {
+    /// Decodes the keys of a list.
+    pub(super) fn keys(&mut self, chunks: &mut Chunks, leaf: usize, level: u8) -> Result<Arc<Keys>, BlockError> {
         if let Some(keys) = self.keys.get(&leaf) {
             return Ok(Arc::clone(keys));
         }
@@ -201,7 +202,8 @@ impl Attributes {
         Ok(keys)
     }
 
-    fn leaf(&mut self, chunks: &mut Chunks, leaf: usize, keys: &Keys, level: u8) -> Result<Arc<Leaf>, BlockError> {
+    /// Decodes a leaf of values.
+    pub(super) fn leaf(&mut self, chunks: &mut Chunks, leaf: usize, keys: &Keys, level: u8) -> Result<Arc<Leaf>, BlockError> {
         if let Some(known) = self.leaves.get(&leaf) {
             return Ok(Arc::clone(known));
         }

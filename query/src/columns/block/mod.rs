@@ -10,6 +10,7 @@
 mod attributes;
 mod convert;
 mod leaves;
+mod listing;
 mod shape;
 
 use std::{
@@ -36,7 +37,7 @@ use self::{
     shape::{Shape, element_offsets},
 };
 use super::{
-    Elements, Source,
+    Elements, Listing, Runs, Source,
     live::{SERVICE_NAME, span_id, span_id_text, trace_id_text, value_of},
     vector::{Dictionary, NIL, Numbers, Texts, Vector},
 };
@@ -140,8 +141,12 @@ impl Rows {
         Ok(dense(self.chunks.column(leaf)?.values))
     }
 
+    fn values_of_scopes(&mut self, leaf: usize) -> Result<Vector, BlockError> {
+        Ok(of_elements(self.chunks.column(leaf)?, SCOPE))
+    }
+
     fn of_scopes(&mut self, leaf: usize) -> Result<Vector, BlockError> {
-        let scopes = of_elements(self.chunks.column(leaf)?, SCOPE);
+        let scopes = self.values_of_scopes(leaf)?;
         let shape = self.shape()?;
         self.spread(&scopes, &shape.scopes)
     }
@@ -189,10 +194,21 @@ impl Rows {
         self.attribute(Scope::Span, Some(OwnScope::Span), SPAN, name, spans)
     }
 
-    fn resource_attribute(&mut self, name: &str) -> Result<Vector, BlockError> {
+    /// An attribute of resources, one value each.
+    fn of_resources(&mut self, name: &str) -> Result<Vector, BlockError> {
         let shape = self.shape()?;
-        let resources = self.attribute(Scope::Resource, Some(OwnScope::Resource), RESOURCE, name, shape.resources.len() - 1)?;
-        self.spread(&resources, &shape.resources)
+        self.attribute(Scope::Resource, Some(OwnScope::Resource), RESOURCE, name, shape.resources.len() - 1)
+    }
+
+    /// The same as `resource.name` sees it: every resource is stored with a service.
+    fn of_resources_with_service(&mut self, name: &str) -> Result<Vector, BlockError> {
+        let vector = self.of_resources(name)?;
+        Ok(if name == SERVICE_NAME { with_empty(vector) } else { vector })
+    }
+
+    fn per_resource(&mut self, resources: &Vector) -> Result<Vector, BlockError> {
+        let shape = self.shape()?;
+        self.spread(resources, &shape.resources)
     }
 
     /// Of a scope the attributes count that the first scope of its resource has that has its name and version.
@@ -403,6 +419,9 @@ impl Rows {
     }
 }
 
+/// The offsets of resources, scopes or traces.
+type OffsetsOf = fn(&Shape) -> &Arc<Vec<u32>>;
+
 impl Source for Rows {
     fn traces(&self) -> usize {
         self.chunks.rows()
@@ -414,7 +433,7 @@ impl Source for Rows {
     }
 
     fn trace_offsets(&mut self) -> Result<Vec<u32>, BlockError> {
-        Ok(self.shape()?.traces.clone())
+        Ok(self.shape()?.traces.to_vec())
     }
 
     fn trace_times_ns(&mut self) -> Result<Vec<(u64, u64)>, BlockError> {
@@ -448,12 +467,12 @@ impl Source for Rows {
             Field::Attribute { parent: true, .. } => Vector::Nil(self.shape()?.spans()),
             Field::Attribute { scope: Scope::Any, name, .. } => {
                 let of_spans = self.span_attribute(name)?;
-                of_spans.or(self.resource_attribute(name)?, None)
+                let of_resources = self.of_resources(name)?;
+                of_spans.or(self.per_resource(&of_resources)?, None)
             }
             Field::Attribute { scope: Scope::Resource, name, .. } => {
-                let vector = self.resource_attribute(name)?;
-                // Every resource is stored with a service.
-                if name == SERVICE_NAME { with_empty(vector) } else { vector }
+                let of_resources = self.of_resources_with_service(name)?;
+                self.per_resource(&of_resources)?
             }
             Field::Attribute { scope: Scope::Instrumentation, name, .. } => self.scope_attribute(name)?,
             Field::Attribute { name, .. } => self.span_attribute(name)?,
@@ -504,6 +523,47 @@ impl Source for Rows {
         let mut known = BTreeSet::new();
         names.retain(|name| known.insert(name.clone()));
         Ok(names)
+    }
+
+    fn runs(&mut self, field: &Field) -> Result<Runs, BlockError> {
+        let leaves = Arc::clone(&self.leaves);
+        let (offsets, values): (OffsetsOf, Vector) = match field {
+            Field::Attribute { scope: Scope::Resource, name, parent: false } => {
+                (|shape| &shape.resources, self.of_resources_with_service(name)?)
+            }
+            Field::Intrinsic(Intrinsic::RootName) => (|shape| &shape.traces, self.of_traces(leaves.root_name)?),
+            Field::Intrinsic(Intrinsic::RootServiceName) => (|shape| &shape.traces, self.of_traces(leaves.root_service)?),
+            Field::Intrinsic(Intrinsic::InstrumentationName) => (|shape| &shape.scopes, self.values_of_scopes(leaves.scope_name)?),
+            Field::Intrinsic(Intrinsic::InstrumentationVersion) => (|shape| &shape.scopes, self.values_of_scopes(leaves.scope_version)?),
+            _ => return Ok(Runs { offsets: None, values: self.vector(field)? }),
+        };
+        let shape = self.shape()?;
+        let offsets = offsets(&shape);
+        if values.len() + 1 != offsets.len() {
+            return Err(self.disagree());
+        }
+        Ok(Runs { offsets: Some(Arc::clone(offsets)), values })
+    }
+
+    fn listing(&mut self, scope: Scope) -> Result<Option<Listing>, BlockError> {
+        let leaves = Arc::clone(&self.leaves);
+        let (level, own) = match scope {
+            Scope::Span => (SPAN, OwnScope::Span),
+            Scope::Resource => (RESOURCE, OwnScope::Resource),
+            _ => return Ok(None),
+        };
+        let Some(generic) = leaves.generic(scope) else { return Ok(None) };
+        let own = || leaves.own.iter().filter(move |column| column.scope == own);
+        let is_own = |name: &str| own().any(|column| column.name == name);
+        let Some(mut listing) = self.attributes.listing(&mut self.chunks, generic, level, is_own)? else { return Ok(None) };
+        let shape = self.shape()?;
+        let elements = if scope == Scope::Resource { shape.resources.len() - 1 } else { shape.spans() };
+        if listing.entries.len() != elements {
+            return Err(self.disagree());
+        }
+        listing.offsets = (scope == Scope::Resource).then(|| Arc::clone(&shape.resources));
+        listing.own = own().filter(|column| self.chunks.has(column.leaf)).map(|column| column.name.clone()).collect();
+        Ok(Some(listing))
     }
 
     fn bytes(&self) -> usize {

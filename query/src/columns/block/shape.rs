@@ -6,14 +6,16 @@
 //!  traces      0         6 6    resources 0 2 6 6    scopes 0 2 5 6
 //! ```
 
+use std::sync::Arc;
+
 use super::leaves::{ELEMENT, RESOURCE, SCOPE, SPAN};
 
 /// Where the spans of traces, resources and scopes begin, and where the last ones end.
 #[derive(Debug, Default)]
 pub(super) struct Shape {
-    pub(super) traces: Vec<u32>,
-    pub(super) resources: Vec<u32>,
-    pub(super) scopes: Vec<u32>,
+    pub(super) traces: Arc<Vec<u32>>,
+    pub(super) resources: Arc<Vec<u32>>,
+    pub(super) scopes: Arc<Vec<u32>>,
     /// Resource of each scope.
     pub(super) resource_of_scope: Vec<u32>,
 }
@@ -21,27 +23,27 @@ pub(super) struct Shape {
 impl Shape {
     /// From the levels of a required leaf of spans.
     pub(super) fn new(repetition: &[u8], definition: &[u8]) -> Self {
-        let mut shape = Self::default();
+        let (mut traces, mut resources, mut scopes, mut resource_of_scope) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut spans = 0;
         for (&repetition, &definition) in repetition.iter().zip(definition) {
             if repetition < SPAN {
                 if repetition < RESOURCE {
-                    shape.traces.push(spans);
+                    traces.push(spans);
                 }
                 if repetition <= RESOURCE && definition >= RESOURCE {
-                    shape.resources.push(spans);
+                    resources.push(spans);
                 }
                 if repetition <= SCOPE && definition >= SCOPE {
-                    shape.scopes.push(spans);
-                    shape.resource_of_scope.push((shape.resources.len() as u32).saturating_sub(1));
+                    scopes.push(spans);
+                    resource_of_scope.push((resources.len() as u32).saturating_sub(1));
                 }
             }
             spans += u32::from(definition >= SPAN);
         }
-        shape.traces.push(spans);
-        shape.resources.push(spans);
-        shape.scopes.push(spans);
-        shape
+        for offsets in [&mut traces, &mut resources, &mut scopes] {
+            offsets.push(spans);
+        }
+        Self { traces: Arc::new(traces), resources: Arc::new(resources), scopes: Arc::new(scopes), resource_of_scope }
     }
 
     /// Number of spans.

@@ -17,7 +17,7 @@ use crate::{
         start_ns,
     },
     exec::Exec,
-    job::{Candidate, CandidatesAnswer, CandidatesJob, Place},
+    job::{Candidate, CandidatesAnswer, CandidatesJob, Place, Recency},
 };
 
 impl Units {
@@ -27,10 +27,10 @@ impl Units {
         let exec = Exec::new(matcher.query());
         let mut finder = Finder { matcher, exec, known: job.known, floor: job.floor, bounds, newest: Newest::new(job.limit), inspected: 0 };
         let mut inspected_bytes = 0;
-        let mut published = Vec::new();
+        let mut recent = Recency::default();
         match job.place {
-            Place::Recent if finder.matcher.is_traceql() => (finder, published) = self.recent_batches(tenant, finder, work).await?,
-            Place::Recent => (finder, published) = self.scan_recent(tenant, finder, work).await?,
+            Place::Recent if finder.matcher.is_traceql() => (finder, recent) = self.recent_batches(tenant, finder, work).await?,
+            Place::Recent => (finder, recent) = self.scan_recent(tenant, finder, work).await?,
             Place::RowGroups(part) => {
                 inspected_bytes = part.bytes();
                 finder = if finder.matcher.is_traceql() {
@@ -42,7 +42,7 @@ impl Units {
                 };
             }
         }
-        Ok(CandidatesAnswer { candidates: finder.newest.sorted(), inspected_traces: finder.inspected, inspected_bytes, published })
+        Ok(CandidatesAnswer { candidates: finder.newest.sorted(), inspected_traces: finder.inspected, inspected_bytes, recent })
     }
 }
 

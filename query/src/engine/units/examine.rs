@@ -6,7 +6,7 @@ use storage::id::{BlockId, TraceId};
 
 use super::{Units, Work, blocking};
 use crate::{
-    engine::{QueryError, TimeRange, combine, combine::Combiner, end_ns, matcher::Matcher, start_ns},
+    engine::{QueryError, TimeRange, combine, combine::Combiner, end_ns, matcher::Matcher, memory::Held, start_ns},
     job::{ExamineJob, ExaminedAnswer},
     proto,
 };
@@ -17,13 +17,13 @@ impl Units {
         let listed: HashSet<BlockId> = job.blocks.iter().map(|meta| meta.block_id).collect();
         let mut answer = ExaminedAnswer::default();
         for (id, range) in &job.traces {
-            let found = self.examine_one(&job, &matcher, &listed, *id, *range, work, &mut answer.inspected_bytes).await?;
+            let found = self.examine_one(&job, &matcher, &listed, *id, *range, work, &mut answer).await?;
             answer.found.extend(found);
         }
         Ok(answer)
     }
 
-    /// Evaluates the search on the whole of a trace.
+    /// Evaluates the search on the whole of a trace, however large it is.
     #[expect(clippy::too_many_arguments, reason = "the parts of one job, used in one place")]
     async fn examine_one(
         &self,
@@ -33,21 +33,25 @@ impl Units {
         id: TraceId,
         range: TimeRange,
         work: &Work,
-        inspected_bytes: &mut u64,
+        answer: &mut ExaminedAnswer,
     ) -> Result<Option<proto::TraceSearchMetadata>, QueryError> {
-        let mut combiner = Combiner::new(job.max_bytes);
-        let mut blocks = job.blocks.clone();
-        for tenant in &job.tenants {
-            let published = self.recent_parts(tenant, id, &mut combiner).await?;
-            blocks.extend(published.into_iter().filter(|meta| !listed.contains(&meta.block_id)));
+        let mut held = work.memory.reserve(0).await?;
+        let mut combiner = Combiner::new(0);
+        let mut gathered = self.gather(job, listed, id, range, work, &mut combiner, &mut held).await;
+        if let Err(QueryError::TooMuchMemory { .. } | QueryError::MemoryExhausted { .. }) = gathered {
+            // Other traces are looked at meanwhile; when they are done there may be room.
+            drop(held);
+            held = work.memory.reserve(combiner.memory()).await?;
+            combiner = Combiner::new(0);
+            gathered = self.gather(job, listed, id, range, work, &mut combiner, &mut held).await;
         }
-        blocks.retain(|meta| range.overlaps(start_ns(meta), end_ns(meta)));
-        if !combiner.is_truncated() {
-            *inspected_bytes += self.parts_in_blocks(&blocks, id, &mut combiner, work).await?;
-        }
+        let (inspected_bytes, incomplete) = gathered?;
+        answer.inspected_bytes += inspected_bytes;
+        answer.incomplete |= incomplete;
         let whole = combiner.finish(id);
         let (matcher, padded) = (Arc::clone(matcher), job.left_pad_trace_ids);
         blocking(move || {
+            let _held = held;
             let Some((start, end)) = combine::time_range(&whole.resource_spans) else { return Ok(None) };
             if !matcher.in_range(start, end) {
                 return Ok(None);
@@ -56,5 +60,28 @@ impl Units {
             Ok(found.map(|found| matcher.show(found, padded)))
         })
         .await
+    }
+
+    /// Puts the parts of a trace together, and reserves memory for them. Returns the bytes that were read of blocks, and whether recent data is
+    /// missing.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one job, used in one place")]
+    async fn gather(
+        &self,
+        job: &ExamineJob,
+        listed: &HashSet<BlockId>,
+        id: TraceId,
+        range: TimeRange,
+        work: &Work,
+        combiner: &mut Combiner,
+        held: &mut Held,
+    ) -> Result<(u64, bool), QueryError> {
+        let (mut blocks, mut incomplete) = (job.blocks.clone(), false);
+        for tenant in &job.tenants {
+            let recent = self.recent_parts(tenant, id, combiner, held, work).await?;
+            incomplete |= recent.incomplete;
+            blocks.extend(recent.published.into_iter().filter(|meta| !listed.contains(&meta.block_id)));
+        }
+        blocks.retain(|meta| range.overlaps(start_ns(meta), end_ns(meta)));
+        Ok((self.parts_in_blocks(&blocks, id, combiner, held).await?, incomplete))
     }
 }

@@ -15,24 +15,19 @@ use std::{
 use storage::{
     block::Trace,
     id::{BlockId, Tenant},
+    recent::RecentTrace,
 };
 
-use super::{RecentSource, Units, Work, assemble, blocking, elsewhere};
+use super::{LIVE_BYTES, RecentSource, Units, Work, assemble, blocking, elsewhere};
 use crate::{
     columns::{Batch, Scan},
     engine::{
-        QueryError, RecentTrace,
+        QueryError,
         memory::{Account, Held},
     },
-    job::{BlockPart, MetricsAnswer, MetricsJob, MetricsPartial, Place},
+    job::{BlockPart, MetricsAnswer, MetricsJob, MetricsPartial, Place, Recency},
     traceql_metrics::{MetricsRequest, Observer},
 };
-
-/// Recent traces that are counted together.
-const BATCH: usize = 2_000;
-
-/// Bytes of decoded columns by the bytes that were fetched.
-const DECODED_RATIO: u64 = 4;
 
 impl Units {
     pub(super) async fn metrics(&self, tenant: &Tenant, job: MetricsJob, work: &Work) -> Result<MetricsAnswer, QueryError> {
@@ -58,11 +53,12 @@ impl Units {
                     break;
                 }
                 let mut batches = scan.row_group(row_group).await?;
-                let bytes = batches.bytes()?;
-                inspected_bytes += bytes;
-                let _held = memory.reserve_piece(bytes.saturating_mul(DECODED_RATIO)).await?;
-                while let Some(batch) = batches.next().await? {
+                inspected_bytes += batches.bytes()?;
+                while !batches.is_empty() {
+                    let held = memory.reserve_piece(batches.memory_of_next()?).await?;
+                    let Some(batch) = batches.next().await? else { break };
                     counter = blocking(move || {
+                        let _held = held;
                         counter.count(&batch)?;
                         Ok(counter)
                     })
@@ -70,22 +66,24 @@ impl Units {
                 }
             }
             let (partial, inspected_spans) = blocking(move || Ok(counter.finish(None))).await?;
-            Ok(MetricsAnswer { partials: vec![partial], inspected_spans, inspected_bytes, published: Vec::new() })
+            Ok(MetricsAnswer { partials: vec![partial], inspected_spans, inspected_bytes, recent: Recency::default() })
         });
         scan.await.unwrap_or_else(|error| Err(QueryError::Worker { cause: error.to_string() }))
     }
 
     async fn recent_metrics(&self, tenant: &Tenant, request: Arc<MetricsRequest>, work: &Work) -> Result<MetricsAnswer, QueryError> {
         let RecentSource::Here(recent) = &self.recent else { return Err(elsewhere()) };
-        let answer = recent.traces(tenant).await?;
-        let mut traces = answer.data;
+        let (mut traces, recency) = Recency::split(recent.traces(tenant).await?);
         // Where a bound is reached, the order decides what is kept.
         traces.sort_unstable_by_key(|trace| trace.trace_id);
         let permit = self.scan_permit().await?;
         let (tenant, cancelled, memory) = (tenant.clone(), work.cancelled(), work.memory.clone());
+        let mut held = memory.reserve_piece(LIVE_BYTES).await?;
         let (partials, inspected_spans) = blocking(move || {
             let _permit = permit;
-            let mut counters: BTreeMap<Option<BlockId>, (Counter, Vec<Trace>)> = BTreeMap::new();
+            let mut counters: BTreeMap<Option<BlockId>, (Counter, Vec<Trace>, u64)> = BTreeMap::new();
+            // Of all traces that wait.
+            let mut bytes = 0;
             for RecentTrace { trace_id, parts } in traces {
                 if cancelled.load(Ordering::Relaxed) {
                     break;
@@ -95,20 +93,24 @@ impl Units {
                     by_block.entry(part.going).or_default().push(part);
                 }
                 for (going, parts) in by_block {
-                    let Some(trace) = assemble(&tenant, &RecentTrace { trace_id, parts })? else { continue };
-                    let (counter, waiting) = match counters.entry(going) {
+                    let Some((trace, more)) = assemble(&tenant, &RecentTrace { trace_id, parts })? else { continue };
+                    let (counter, waiting, its_bytes) = match counters.entry(going) {
                         Entry::Occupied(entry) => entry.into_mut(),
-                        Entry::Vacant(entry) => entry.insert((Counter::new(&request, &memory)?, Vec::new())),
+                        Entry::Vacant(entry) => entry.insert((Counter::new(&request, &memory)?, Vec::new(), 0)),
                     };
                     waiting.push(trace);
-                    if waiting.len() >= BATCH {
+                    *its_bytes += more;
+                    bytes += more;
+                    held.resize(bytes.max(held.bytes()))?;
+                    if *its_bytes >= LIVE_BYTES {
                         counter.count(&Batch::live(std::mem::take(waiting)))?;
+                        bytes -= std::mem::take(its_bytes);
                     }
                 }
             }
             let mut partials = Vec::with_capacity(counters.len());
             let mut inspected = 0;
-            for (going, (mut counter, waiting)) in counters {
+            for (going, (mut counter, waiting, _)) in counters {
                 counter.count(&Batch::live(waiting))?;
                 let (partial, spans) = counter.finish(going);
                 partials.push(partial);
@@ -117,7 +119,7 @@ impl Units {
             Ok((partials, inspected))
         })
         .await?;
-        Ok(MetricsAnswer { partials, inspected_spans, inspected_bytes: 0, published: answer.published })
+        Ok(MetricsAnswer { partials, inspected_spans, inspected_bytes: 0, recent: recency })
     }
 }
 
@@ -130,13 +132,12 @@ struct Counter {
 
 impl Counter {
     fn new(request: &Arc<MetricsRequest>, memory: &Account) -> Result<Self, QueryError> {
-        Ok(Self { observer: Observer::new(Arc::clone(request)), held: memory.try_reserve(0)? })
+        Ok(Self { observer: Observer::new(Arc::clone(request)), held: memory.keep(0)? })
     }
 
     fn count(&mut self, batch: &Batch) -> Result<(), QueryError> {
         self.observer.observe(batch, None)?;
-        let more = (self.observer.bytes() as u64).saturating_sub(self.held.bytes());
-        self.held.grow(more)
+        self.held.resize(self.observer.bytes() as u64)
     }
 
     fn finish(self, going: Option<BlockId>) -> (MetricsPartial, u64) {

@@ -28,26 +28,27 @@ use async_trait::async_trait;
 use prometheus::Registry;
 use storage::{
     backend::Store,
-    block::{Meta, Projection, Trace},
+    block::{Projection, Trace},
     blocklist::Blocklist,
     id::Tenant,
+    recent::RecentTrace,
     segment::Segment,
 };
 use tokio::sync::Semaphore;
 
 use super::{
-    QueryError, Recent, RecentTrace, Settings,
+    QueryError, Recent, Settings,
     combine::Combiner,
     memory::{Account, Pool},
     open_blocks::OpenBlocks,
 };
 use crate::{
     columns::{Batch, Scan, Wanted},
-    job::{Answer, BlockPart, Job, Runner},
+    job::{Answer, BlockPart, Job, QueryId, Recency, Runner},
 };
 
-/// Spans of recent data that are looked at together.
-const LIVE_SPANS: usize = 16 << 10;
+/// Bytes of memory of recent traces that are looked at together, about.
+const LIVE_BYTES: u64 = 16 << 20;
 
 /// Where recent data is.
 #[derive(Clone, Debug)]
@@ -91,15 +92,15 @@ impl Units {
             reads: Semaphore::new(settings.concurrent_reads.clamp(1, Semaphore::MAX_PERMITS)),
             scans: Arc::new(Semaphore::new(settings.concurrent_scans.clamp(1, Semaphore::MAX_PERMITS))),
             concurrent_reads: settings.concurrent_reads.max(1),
-            memory: Pool::new(settings.memory_bytes, settings.memory_bytes_per_query, registry)?,
+            memory: Pool::new(settings.memory_bytes, settings.memory_bytes_per_query, "jobs", registry)?,
         })
     }
 
-    async fn run_here(&self, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
+    async fn run_here(&self, query: QueryId, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
         if let Some(list) = &self.blocklist {
             self.open_blocks.close_unlisted(list);
         }
-        let work = Work { cancelled: Arc::new(AtomicBool::new(false)), memory: self.memory.account() };
+        let work = Work { cancelled: Arc::new(AtomicBool::new(false)), query, memory: self.memory.account(query) };
         Ok(match job {
             Job::Trace(job) => Answer::Trace(self.trace(tenant, job, &work).await?),
             Job::Candidates(job) => Answer::Candidates(self.candidates(tenant, job, &work).await?),
@@ -110,28 +111,29 @@ impl Units {
     }
 
     /// Hands all recent traces of a tenant to a visitor, on a blocking thread, in the order of their ids: bounded answers depend on what
-    /// comes first. Returns the blocks that were recent until lately, too.
-    async fn scan_recent<V: Visitor>(&self, tenant: &Tenant, mut visitor: V, work: &Work) -> Result<(V, Vec<Arc<Meta>>), QueryError> {
+    /// comes first. Returns what else is said of recent data, too.
+    async fn scan_recent<V: Visitor>(&self, tenant: &Tenant, mut visitor: V, work: &Work) -> Result<(V, Recency), QueryError> {
         let RecentSource::Here(recent) = &self.recent else { return Err(elsewhere()) };
-        let answer = recent.traces(tenant).await?;
-        let mut traces = answer.data;
+        let (mut traces, recency) = Recency::split(recent.traces(tenant).await?);
         traces.sort_unstable_by_key(|trace| trace.trace_id);
         let (tenant, cancelled) = (tenant.clone(), work.cancelled());
         let permit = self.scan_permit().await?;
+        let mut held = work.memory.reserve_piece(LIVE_BYTES).await?;
         let visitor = blocking(move || {
             let _permit = permit;
             for recent in &traces {
                 if cancelled.load(Ordering::Relaxed) {
                     break;
                 }
-                if let Some(trace) = assemble(&tenant, recent)? {
+                if let Some((trace, bytes)) = assemble(&tenant, recent)? {
+                    held.resize(bytes.max(held.bytes()))?;
                     visitor.visit(trace)?;
                 }
             }
             Ok(visitor)
         })
         .await?;
-        Ok((visitor, answer.published))
+        Ok((visitor, recency))
     }
 
     /// Hands the traces of some row groups of a block to a visitor, row group by row group. This is a task of its own, so that the permit is
@@ -163,39 +165,37 @@ impl Units {
         scan.await.unwrap_or_else(|error| Err(QueryError::Worker { cause: error.to_string() }))
     }
 
-    /// Hands all recent traces of a tenant to a visitor, in batches, on a blocking thread, in the order of their ids. Returns the blocks that
-    /// were recent until lately, too.
-    async fn recent_batches<V: BatchVisitor>(
-        &self,
-        tenant: &Tenant,
-        mut visitor: V,
-        work: &Work,
-    ) -> Result<(V, Vec<Arc<Meta>>), QueryError> {
+    /// Hands all recent traces of a tenant to a visitor, in batches, on a blocking thread, in the order of their ids. Returns what
+    /// else is said of recent data, too.
+    async fn recent_batches<V: BatchVisitor>(&self, tenant: &Tenant, mut visitor: V, work: &Work) -> Result<(V, Recency), QueryError> {
         let RecentSource::Here(recent) = &self.recent else { return Err(elsewhere()) };
-        let answer = recent.traces(tenant).await?;
-        let mut traces = answer.data;
+        let (mut traces, recency) = Recency::split(recent.traces(tenant).await?);
         traces.sort_unstable_by_key(|trace| trace.trace_id);
         let (tenant, cancelled) = (tenant.clone(), work.cancelled());
         let permit = self.scan_permit().await?;
+        let mut held = work.memory.reserve_piece(LIVE_BYTES).await?;
         let visitor = blocking(move || {
             let _permit = permit;
-            let (mut batch, mut spans) = (Vec::new(), 0);
+            let (mut batch, mut bytes) = (Vec::new(), 0);
             let mut recent = traces.iter().peekable();
             while let Some(next) = recent.next() {
                 if cancelled.load(Ordering::Relaxed) || visitor.is_done() {
                     break;
                 }
-                spans += next.parts.iter().flat_map(|part| &part.segments).map(|segment| segment.spans.len()).sum::<usize>();
-                batch.extend(assemble(&tenant, next)?);
-                if spans >= LIVE_SPANS || recent.peek().is_none() {
+                if let Some((trace, more)) = assemble(&tenant, next)? {
+                    bytes += more;
+                    held.resize(bytes.max(held.bytes()))?;
+                    batch.push(trace);
+                }
+                if bytes >= LIVE_BYTES || recent.peek().is_none() {
                     visitor.visit(&Batch::live(std::mem::take(&mut batch)))?;
-                    spans = 0;
+                    bytes = 0;
                 }
             }
             Ok(visitor)
         })
         .await?;
-        Ok((visitor, answer.published))
+        Ok((visitor, recency))
     }
 
     /// Hands what is wanted of some row groups of a block to a visitor, in batches. As [`Units::scan_block`], this is a task of its own.
@@ -245,10 +245,10 @@ impl Units {
 
 #[async_trait]
 impl Runner for Units {
-    async fn run(&self, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
+    async fn run(&self, query: QueryId, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
         match &self.recent {
-            RecentSource::Elsewhere(others) if job.is_recent() => others.run(tenant, job).await,
-            _ => self.run_here(tenant, job).await,
+            RecentSource::Elsewhere(others) if job.is_recent() => others.run(query, tenant, job).await,
+            _ => self.run_here(query, tenant, job).await,
         }
     }
 }
@@ -272,7 +272,8 @@ trait BatchVisitor: Send + 'static {
 #[derive(Debug)]
 struct Work {
     cancelled: Arc<AtomicBool>,
-    /// What it holds; bounded as a query, since a query may have one job only.
+    query: QueryId,
+    /// What it holds, out of the budget of its query.
     memory: Account,
 }
 
@@ -293,14 +294,15 @@ fn elsewhere() -> QueryError {
     QueryError::Worker { cause: "recent data is in another process".to_owned() }
 }
 
-/// Puts the segments of a recent trace together; `None` when there are none.
-fn assemble(tenant: &Tenant, recent: &RecentTrace) -> Result<Option<Trace>, QueryError> {
+/// Puts the segments of a recent trace together; `None` when there are none. With the bytes of memory that it takes.
+fn assemble(tenant: &Tenant, recent: &RecentTrace) -> Result<Option<(Trace, u64)>, QueryError> {
     let mut combiner = Combiner::new(0);
     for segment in recent.parts.iter().flat_map(|part| &part.segments) {
         combiner.add(decode(tenant, segment)?);
     }
+    let bytes = combiner.memory();
     let trace = combiner.finish(recent.trace_id);
-    Ok((!trace.resource_spans.is_empty()).then_some(trace))
+    Ok((!trace.resource_spans.is_empty()).then_some((trace, bytes)))
 }
 
 fn decode(tenant: &Tenant, segment: &Segment) -> Result<Vec<opentelemetry_proto::tonic::trace::v1::ResourceSpans>, QueryError> {

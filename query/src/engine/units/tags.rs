@@ -9,24 +9,24 @@ use super::{BatchVisitor, Units, Work};
 use crate::{
     columns::{self, Batch, NIL, Texts, Vector},
     engine::{QueryError, TagName, TagScope, TextIntrinsic, gathered::Gathered},
-    job::{Place, TagsAnswer, TagsJob, Wanted},
+    job::{Place, Recency, TagsAnswer, TagsJob, Wanted},
     traceql::{Field, Filter, Intrinsic, Scope, Value},
 };
 
 impl Units {
     pub(super) async fn tags(&self, tenant: &Tenant, job: TagsJob, work: &Work) -> Result<TagsAnswer, QueryError> {
         let gatherer = Gatherer { wanted: job.wanted, filter: job.filter, found: Gathered::new(job.bounds) };
-        let (found, inspected_bytes, published) = match job.place {
+        let (found, inspected_bytes, recent) = match job.place {
             Place::Recent => {
-                let (gatherer, published) = self.recent_batches(tenant, gatherer, work).await?;
-                (gatherer.found, 0, published)
+                let (gatherer, recent) = self.recent_batches(tenant, gatherer, work).await?;
+                (gatherer.found, 0, recent)
             }
             Place::RowGroups(part) => {
                 let wanted = gatherer.columns();
-                (self.batches_of_block(&part, wanted, gatherer, work).await?.found, part.bytes(), Vec::new())
+                (self.batches_of_block(&part, wanted, gatherer, work).await?.found, part.bytes(), Recency::default())
             }
         };
-        Ok(TagsAnswer { full: found.is_full(), found: found.since(0), inspected_bytes, published })
+        Ok(TagsAnswer { full: found.is_full(), found: found.since(0), inspected_bytes, recent })
     }
 }
 

@@ -11,39 +11,49 @@ use storage::{
 
 use super::{RecentSource, Units, Work, decode};
 use crate::{
-    engine::{QueryError, combine::Combiner},
-    job::{Answer, Job, TraceAnswer, TraceJob},
+    engine::{QueryError, combine::Combiner, memory::Held},
+    job::{Answer, Job, Recency, TraceAnswer, TraceJob},
 };
 
 impl Units {
     pub(super) async fn trace(&self, tenant: &Tenant, job: TraceJob, work: &Work) -> Result<TraceAnswer, QueryError> {
         let mut combiner = Combiner::new(job.max_bytes);
-        let (mut published, mut inspected_bytes) = (Vec::new(), 0);
+        let (mut recent, mut inspected_bytes) = (Recency::default(), 0);
+        let mut held = work.memory.reserve(0).await?;
         match &job.blocks {
-            None => published = self.recent_parts(tenant, job.id, &mut combiner).await?,
-            Some(blocks) => inspected_bytes = self.parts_in_blocks(blocks, job.id, &mut combiner, work).await?,
+            None => recent = self.recent_parts(tenant, job.id, &mut combiner, &mut held, work).await?,
+            Some(blocks) => inspected_bytes = self.parts_in_blocks(blocks, job.id, &mut combiner, &mut held).await?,
         }
         let truncated = combiner.is_truncated();
-        Ok(TraceAnswer { resource_spans: combiner.finish(job.id).resource_spans, truncated, inspected_bytes, published })
+        Ok(TraceAnswer { resource_spans: combiner.finish(job.id).resource_spans, truncated, inspected_bytes, recent })
     }
 
-    /// Adds what is recent of a trace, wherever that is. Returns the blocks that were recent until lately.
-    pub(super) async fn recent_parts(&self, tenant: &Tenant, id: TraceId, combiner: &mut Combiner) -> Result<Vec<Arc<Meta>>, QueryError> {
+    /// Adds what is recent of a trace, wherever that is. Returns what else is said of recent data.
+    pub(super) async fn recent_parts(
+        &self,
+        tenant: &Tenant,
+        id: TraceId,
+        combiner: &mut Combiner,
+        held: &mut Held,
+        work: &Work,
+    ) -> Result<Recency, QueryError> {
         match &self.recent {
             RecentSource::Here(recent) => {
-                let answer = recent.trace(tenant, id).await?;
-                for segment in answer.data.iter().flat_map(|part| &part.segments) {
+                let (data, recency) = Recency::split(recent.trace(tenant, id).await?);
+                for segment in data.iter().flat_map(|part| &part.segments) {
                     if !combiner.is_truncated() {
                         combiner.add(decode(tenant, segment)?);
+                        held.resize(combiner.memory())?;
                     }
                 }
-                Ok(answer.published)
+                Ok(recency)
             }
             RecentSource::Elsewhere(others) => {
                 let job = Job::Trace(TraceJob { id, blocks: None, max_bytes: combiner.max_bytes() });
-                let Answer::Trace(answer) = others.run(tenant, job).await? else { return Err(crate::engine::wrong_kind()) };
+                let Answer::Trace(answer) = others.run(work.query, tenant, job).await? else { return Err(crate::engine::wrong_kind()) };
                 combiner.add(answer.resource_spans);
-                Ok(answer.published)
+                held.resize(combiner.memory())?;
+                Ok(answer.recent)
             }
         }
     }
@@ -54,7 +64,7 @@ impl Units {
         blocks: &[Arc<Meta>],
         id: TraceId,
         combiner: &mut Combiner,
-        work: &Work,
+        held: &mut Held,
     ) -> Result<u64, QueryError> {
         // First the filters of all blocks: the trace is in few of them, and the others cost no more than that.
         let filtered = futures::stream::iter(blocks.to_vec()).map(|meta| self.may_hold(meta, id)).buffered(self.concurrent_reads);
@@ -63,10 +73,9 @@ impl Units {
         let mut inspected_bytes = 0;
         while let Some(trace) = found.next().await {
             if let Some(trace) = trace? {
-                let bytes: u64 = trace.resource_spans.iter().map(|resource| resource.encoded_len() as u64).sum();
-                let _held = work.memory.reserve_piece(bytes).await?;
-                inspected_bytes += bytes;
+                inspected_bytes += trace.resource_spans.iter().map(|resource| resource.encoded_len() as u64).sum::<u64>();
                 combiner.add(trace.resource_spans);
+                held.resize(combiner.memory())?;
             }
             if combiner.is_truncated() {
                 break;

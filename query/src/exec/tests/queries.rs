@@ -53,6 +53,7 @@ fn comparison() -> impl Strategy<Value = String> {
         1 => (field(), op(), field()).prop_map(|(left, op, right)| format!("{left} {op} {right}")),
         2 => (field(), select(vec!["=~", "!~"]), select(vec!["x|y", ".*", "", "[a-z]+", "GET.*", ".*2"])).prop_map(|(field, op, pattern)| format!("{field} {op} `{pattern}`")),
         1 => (field(), select(vec!["= nil", "!= nil"])).prop_map(|(field, test)| format!("{field} {test}")),
+        1 => field().prop_map(|field| format!("nil = {field}")),
         1 => (field(), select(vec!["+", "-", "*", "/", "%", "^"]), prop_oneof![field(), literal()], op(), literal()).prop_map(|(left, arithmetic, right, op, literal)| format!("{left} {arithmetic} {right} {op} {literal}")),
         1 => (field(), op(), literal()).prop_map(|(field, op, literal)| format!("-{field} {op} {literal}")),
     ]

@@ -8,7 +8,10 @@ use std::borrow::Cow;
 
 use opentelemetry_proto::tonic::{
     common::v1::KeyValue,
-    trace::v1::span::{Event, Link},
+    trace::v1::{
+        Span,
+        span::{Event, Link},
+    },
 };
 
 use super::{
@@ -42,23 +45,11 @@ struct Parts {
 impl Parts {
     fn of(expr: &Expr) -> Self {
         let mut parts = Self { events: false, links: false };
-        expr.for_each_field(&mut |field| {
+        expr.for_each_chosen_field(&mut |field| {
             parts.events |= field.is_of_event();
             parts.links |= field.is_of_link();
         });
         parts
-    }
-}
-
-impl Field {
-    /// Whether events have it.
-    pub(crate) fn is_of_event(&self) -> bool {
-        matches!(self, Self::Attribute { scope: Scope::Event, .. } | Self::Intrinsic(Intrinsic::EventName | Intrinsic::EventTimeSinceStart))
-    }
-
-    /// Whether links have it.
-    pub(crate) fn is_of_link(&self) -> bool {
-        matches!(self, Self::Attribute { scope: Scope::Link, .. } | Self::Intrinsic(Intrinsic::LinkTraceId | Intrinsic::LinkSpanId))
     }
 }
 
@@ -149,16 +140,17 @@ impl<'v> Subject<'v> {
         match &expr.node {
             Node::Literal(value) => Ok(Operand::from(value)),
             Node::Field(field) => Ok(self.field(field)),
+            Node::First(field) => Ok(self.first(field)),
             Node::Unary { op, operand } => self.unary(*op, operand, expr),
             Node::Binary { op, left, right } if op.is_arithmetic() => {
                 arithmetic(*op, &self.value(left)?, &self.value(right)?).map_err(|fault| failure(fault, expr))
             }
             Node::Binary { op, left, right } => self.comparison(*op, left, right).map(Operand::Bool),
             Node::Logical { op, operands } => self.logical(*op, operands, |operand| self.value(operand)).map(Operand::Bool),
-            Node::IsNil { operand, negated } => {
+            Node::IsNil { operand, negated, swapped } => {
                 let is_nil = self.value(operand)?.is_nil();
                 // What belongs to no event is neither present nor absent.
-                Ok(Operand::Bool(is_nil != *negated && !(is_nil && self.lacks_carrier(operand))))
+                Ok(Operand::Bool(is_nil != *negated && !(is_nil && !swapped && self.lacks_carrier(operand))))
             }
             Node::Match { subject, pattern, negated } => {
                 let value = self.value(subject)?;
@@ -219,7 +211,7 @@ impl<'v> Subject<'v> {
 
     /// Whether a field belongs to events or links, of which the span has none.
     fn lacks_carrier(self, operand: &Expr) -> bool {
-        let Node::Field(field) = &operand.node else {
+        let (Node::Field(field) | Node::First(field)) = &operand.node else {
             return false;
         };
         field.is_of_event() && self.span.span.events.is_empty() || field.is_of_link() && self.span.span.links.is_empty()
@@ -299,6 +291,18 @@ impl<'v> Subject<'v> {
         }
     }
 
+    /// The value of the first event (link) that has a field.
+    fn first(self, field: &Field) -> Operand<'v> {
+        let of = |event, link| Self { event, link, ..self }.field(field);
+        let Span { events, links, .. } = self.span.span;
+        let found = if field.is_of_event() {
+            events.iter().map(|event| of(Some(event), None)).find(|value| !value.is_nil())
+        } else {
+            links.iter().map(|link| of(None, Some(link))).find(|value| !value.is_nil())
+        };
+        found.unwrap_or(Operand::Nil)
+    }
+
     fn place(self) -> Place {
         self.trace.tree().place(self.index)
     }
@@ -314,19 +318,6 @@ impl<'v> Subject<'v> {
         match self.link {
             Some(link) => get(link),
             None => self.span.span.links.iter().rev().map(get).find(|value| !value.is_nil()).unwrap_or(Operand::Nil),
-        }
-    }
-}
-
-impl Expr {
-    /// Whether the value is a boolean whatever the span is.
-    pub(crate) fn is_boolean(&self) -> bool {
-        match &self.node {
-            Node::Literal(value) => value.type_of() == Type::Bool,
-            Node::Field(_) => false,
-            Node::Unary { op, .. } => *op == UnaryOp::Not,
-            Node::Binary { op, .. } => !op.is_arithmetic(),
-            Node::Logical { .. } | Node::IsNil { .. } | Node::Match { .. } => true,
         }
     }
 }
@@ -354,7 +345,7 @@ fn span_id_text(id: &[u8]) -> Operand<'static> {
 }
 
 fn is_attribute(expr: &Expr) -> bool {
-    matches!(expr.node, Node::Field(Field::Attribute { .. }))
+    matches!(expr.node, Node::Field(Field::Attribute { .. }) | Node::First(Field::Attribute { .. }))
 }
 
 fn is_service_name(expr: &Expr) -> bool {

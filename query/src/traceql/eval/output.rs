@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use super::{
     super::{
-        ast::{Field, Intrinsic, Scope},
+        ast::{Field, Intrinsic},
+        found::{ServiceStats, SpanMatch, Spanset},
         shown::Shown,
         value::{Status, Value},
     },
-    ServiceStats, SpanMatch, Spanset,
     condition::Subject,
     pipeline::Group,
-    view::{SERVICE_NAME, TraceView, service_name, span_id},
+    view::{TraceView, service_name, span_id},
 };
 
 impl Shown<'_> {
@@ -85,24 +85,4 @@ pub(super) fn service_stats(trace: &TraceView<'_>) -> BTreeMap<String, ServiceSt
         entry.errors += u32::from(view.status() == Status::Error);
     }
     stats
-}
-
-/// Which parts of traces hold these fields.
-pub(super) fn projection(fields: &[&Field]) -> storage::block::Projection {
-    let mut parts = storage::block::Projection::INTRINSICS;
-    for field in fields {
-        parts.events |= field.is_of_event();
-        parts.links |= field.is_of_link();
-        match field {
-            Field::Attribute { scope, name, .. } => {
-                parts.span_attributes |= matches!(scope, Scope::Any | Scope::Span);
-                // The name of the service is always there.
-                parts.resource_attributes |= *scope == Scope::Any || *scope == Scope::Resource && name != SERVICE_NAME;
-                parts.scopes |= *scope == Scope::Instrumentation;
-            }
-            Field::Intrinsic(Intrinsic::InstrumentationName | Intrinsic::InstrumentationVersion) => parts.scopes = true,
-            Field::Intrinsic(_) => {}
-        }
-    }
-    parts
 }

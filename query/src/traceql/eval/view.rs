@@ -45,7 +45,7 @@ impl SpanView<'_> {
 
 /// A trace prepared for evaluation; built once per trace.
 #[derive(Debug)]
-pub struct TraceView<'a> {
+pub(crate) struct TraceView<'a> {
     pub(super) id: TraceId,
     pub(super) spans: Vec<SpanView<'a>>,
     /// The span that names the trace.
@@ -60,7 +60,7 @@ pub struct TraceView<'a> {
 
 impl<'a> TraceView<'a> {
     /// Prepares a trace.
-    pub fn new(trace: &'a Trace) -> Self {
+    pub(crate) fn new(trace: &'a Trace) -> Self {
         let mut spans = Vec::new();
         for resource_spans in &trace.resource_spans {
             let resource = resource_spans.resource.as_ref().map_or(&[][..], |resource| &resource.attributes);
@@ -78,27 +78,17 @@ impl<'a> TraceView<'a> {
     }
 
     /// Number of spans.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.spans.len()
     }
 
     /// Whether there is no span at all.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
 
-    /// The trace's id.
-    pub fn id(&self) -> TraceId {
-        self.id
-    }
-
-    /// Start of the earliest span, Unix nanoseconds.
-    pub fn start_ns(&self) -> u64 {
-        self.start_ns
-    }
-
     /// Whether some part of the trace lies in `[from_ns, to_ns]`, Unix nanoseconds.
-    pub fn overlaps(&self, from_ns: u64, to_ns: u64) -> bool {
+    pub(crate) fn overlaps(&self, from_ns: u64, to_ns: u64) -> bool {
         self.start_ns <= to_ns && self.end_ns >= from_ns
     }
 

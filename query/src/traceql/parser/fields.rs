@@ -75,7 +75,7 @@ impl Parser {
                     && parser.peek_word() == Some("nil")
                 {
                     parser.skip();
-                    left = fold::nil_test(at, left, equality == BinaryOp::NotEqual);
+                    left = fold::nil_test(at, left, equality == BinaryOp::NotEqual, false);
                     height += 1;
                     parser.check_depth(height)?;
                     continue;
@@ -136,6 +136,6 @@ impl Parser {
             self.climb(LEVEL_COMPARISON + 1)?
         };
         self.check_depth(height + 1)?;
-        Ok((fold::nil_test(at, operand, negated), height + 1))
+        Ok((fold::nil_test(at, operand, negated, true), height + 1))
     }
 }

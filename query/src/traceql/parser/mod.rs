@@ -95,11 +95,13 @@ const RESERVED: [&str; 58] = [
 /// Parses and validates.
 pub(super) fn parse(text: &str) -> Result<Query, Error> {
     let mut parser = Parser { tokens: lexer::tokenize(text), next: 0, depth: 0, grouped: 0, patterns: PatternBudget::default() };
-    let query = parser.query()?;
+    let mut query = parser.query()?;
     types::pipeline(&query.pipeline)?;
     if let Some(metrics) = &query.metrics {
         types::metrics(metrics)?;
     }
+    query.pipeline.settle_elements();
+    query.text = text.into();
     Ok(query)
 }
 
@@ -124,7 +126,7 @@ impl Parser {
         };
         let hints = self.hints()?;
         match self.peek() {
-            Token::End => Ok(Query { pipeline, metrics, hints }),
+            Token::End => Ok(Query { pipeline, metrics, hints, text: "".into() }),
             _ => Err(self.unexpected("end of query")),
         }
     }

@@ -189,6 +189,12 @@ fn queries_travel_as_text_and_numbers() {
     let first = request("{ span.a > 1 } | rate() by (name) with(exemplars=7)", Asked { max_series: 9, exemplars: 3, ..asked() });
     let again = MetricsRequest::from_proto(&first.to_proto(), MetricsLimits::default()).expect("valid");
     assert_eq!(first, again);
+    // Neither has a canonical text that means the same.
+    for text in ["{ span.a = \"`\" } | rate()", "{ nil = event.a } | rate()"] {
+        let sent = request(text, asked()).to_proto();
+        let received = MetricsRequest::from_proto(&sent, MetricsLimits::default()).expect("valid");
+        assert_eq!(received, request(text, asked()), "{text}");
+    }
     let spans = proto::QueryRangeRequest { query: "{}".to_owned(), start: 1, end: 2, step: 1, ..Default::default() };
     let error = MetricsRequest::from_proto(&spans, MetricsLimits::default()).expect_err("no function");
     assert_eq!(error.to_string(), "not a metrics query");

@@ -19,10 +19,6 @@ use crate::{
     },
 };
 
-/// Cases that are answered differently on purpose, with the reason.
-const KNOWN: [(&str, &str); 1] =
-    [("8979fd1b4cc7", "the reference counts an attribute that the query itself refers to twice in compare(): 24 services of 12 spans")];
-
 #[derive(Deserialize)]
 struct Case {
     id: String,
@@ -107,7 +103,6 @@ fn every_metrics_query_of_the_corpus_gives_the_series_that_it_should() {
         if split != answer(&request, &whole) {
             failures.push(format!("{} on {}: {}\n    another answer in parts: {split:?}", case.id, case.fixture, case.query));
         }
-        let is_known = KNOWN.iter().any(|(id, _)| *id == case.id);
         let mut found = vec![("live".to_owned(), answer(&request, &whole)), ("reference".to_owned(), naive::evaluate(&request, traces))];
         let blocks = blocks
             .entry(&case.fixture)
@@ -117,10 +112,8 @@ fn every_metrics_query_of_the_corpus_gives_the_series_that_it_should() {
             found.push((reader.format().to_string(), answer(&request, &counted)));
         }
         for (who, table) in found {
-            match judge(case, table) {
-                Some(wrong) if !is_known => failures.push(format!("{} on {}: {}\n    {who}: {wrong}", case.id, case.fixture, case.query)),
-                None if is_known => failures.push(format!("{} is known to fail, but the {who} does not", case.id)),
-                _ => {}
+            if let Some(wrong) = judge(case, table) {
+                failures.push(format!("{} on {}: {}\n    {who}: {wrong}", case.id, case.fixture, case.query));
             }
         }
     }

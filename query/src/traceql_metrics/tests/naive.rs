@@ -6,7 +6,7 @@ use opentelemetry_proto::tonic::common::v1::any_value;
 use storage::block::Trace;
 
 use super::{MetricsRequest, Table, typed};
-use crate::traceql::{BinaryOp, Field, Intrinsic, MetricsFunction, SecondStage, TraceView, Value, reference};
+use crate::traceql::{BinaryOp, Field, Intrinsic, MetricsFunction, Scope, SecondStage, TraceView, Value, reference};
 
 /// Values of a series by interval.
 type Lists = BTreeMap<usize, Vec<f64>>;
@@ -42,6 +42,7 @@ pub(super) fn evaluate(request: &MetricsRequest, traces: &[Trace]) -> Table {
     let function = &metrics.function;
     let mut groups: BTreeMap<String, (Labels, Lists)> = BTreeMap::new();
     let mut pairs: BTreeMap<String, (Labels, Lists)> = BTreeMap::new();
+    let asked_for = conditions(request);
     for trace in traces {
         let view = TraceView::new(trace);
         for span in reference::matched(request.query(), &view).expect("evaluates") {
@@ -51,11 +52,13 @@ pub(super) fn evaluate(request: &MetricsRequest, traces: &[Trace]) -> Table {
                 let inside = (*start_ns, *end_ns) == (0, 0) || start > *start_ns && start <= *end_ns;
                 let side = if inside && view.satisfies(span, selection).expect("evaluates") { "selection" } else { "baseline" };
                 for (key, value) in compared(request, &view, span) {
+                    // What the query itself asks for is counted twice.
+                    let times = if asked_for.contains(&key) { 2 } else { 1 };
                     for (meta, value) in [(side.to_owned(), value), (format!("{side}_total"), any_value::Value::StringValue("nil".into()))]
                     {
                         let labels = vec![("__meta_type".to_owned(), any_value::Value::StringValue(meta)), (key.clone(), value)];
                         let entry = pairs.entry(format!("{labels:?}")).or_insert_with(|| (labels, Lists::new()));
-                        entry.1.entry(interval).or_default().push(1.0);
+                        entry.1.entry(interval).or_default().extend(std::iter::repeat_n(1.0, times));
                     }
                 }
                 continue;
@@ -251,6 +254,19 @@ fn compared(request: &MetricsRequest, view: &TraceView<'_>, span: usize) -> Vec<
         }
     }
     distinct.into_iter().collect()
+}
+
+/// Attributes that conditions of the pipeline name with their scope.
+fn conditions(request: &MetricsRequest) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for condition in request.query().pipeline().conditions() {
+        condition.for_each_field(&mut |field| {
+            if matches!(field, Field::Attribute { scope, .. } if *scope != Scope::Any) {
+                found.insert(field.to_string());
+            }
+        });
+    }
+    found
 }
 
 fn top(pairs: BTreeMap<String, (Labels, Lists)>, number: usize, request: &MetricsRequest) -> Table {

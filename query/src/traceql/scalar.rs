@@ -1,13 +1,15 @@
-//! Single values while a query runs, and what the operators of the language do with them.
+//! Single values, and what the operators of the language do with them: while constants are folded, and while a query runs.
 //!
-//! A scalar borrows from a vector or from the query. Missing values and mismatched types are not errors: comparisons with them are false, and
+//! A scalar borrows from a column or from the query. Missing values and mismatched types are not errors: comparisons with them are false, and
 //! so is arithmetic.
 
 use std::cmp::Ordering;
 
-use crate::{
-    columns::Vector,
-    traceql::{Kind, Status, Type, Value, ast::BinaryOp, pattern::Pattern, types::operands_fit},
+use super::{
+    ast::BinaryOp,
+    pattern::Pattern,
+    types::operands_fit,
+    value::{Kind, Status, Type, Value},
 };
 
 /// A value while a query runs.
@@ -44,23 +46,6 @@ impl<'a> From<&'a Value> for Scalar<'a> {
             Value::Status(status) => Self::Status(*status),
             Value::Kind(kind) => Self::Kind(*kind),
             Value::Array(values) => Self::Array(values),
-        }
-    }
-}
-
-impl Vector {
-    /// The value of a span.
-    pub(crate) fn scalar(&self, span: usize) -> Scalar<'_> {
-        match self {
-            Self::Nil(_) => Scalar::Nil,
-            Self::Text(_) => self.text(span).map_or(Scalar::Nil, Scalar::Text),
-            Self::Int(numbers) => numbers.get(span).map_or(Scalar::Nil, Scalar::Int),
-            Self::Duration(numbers) => numbers.get(span).map_or(Scalar::Nil, Scalar::Duration),
-            Self::Float(numbers) => numbers.get(span).map_or(Scalar::Nil, Scalar::Float),
-            Self::Bool(numbers) => numbers.get(span).map_or(Scalar::Nil, Scalar::Bool),
-            Self::Status(values) => Scalar::Status(values[span]),
-            Self::Kind(values) => Scalar::Kind(values[span]),
-            Self::Mixed(values) => Scalar::from(&values[span]),
         }
     }
 }
