@@ -28,17 +28,23 @@ use storage::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    config::{Backend, COMPACTOR, Config, Overrides, QUERIER, QUERY_FRONTEND, SINGLE_BINARY},
+    auth::Credentials,
+    config::{Backend, COMPACTOR, Config, DISTRIBUTOR, INGESTER, METRICS_GENERATOR, Overrides, QUERIER, QUERY_FRONTEND, SINGLE_BINARY},
     grpc,
     http::{self, Admin},
-    modules,
+    listener, modules,
     own_traces::OwnTraces,
     process,
     resources::{Resources, Sizes},
     services::{Services, Shutdown, State},
+    tls::Listener,
+    user_overrides::UserOverrides,
 };
 
 type StopFuture = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// Targets beside those that run everything.
+const ROLES: &[&str] = &[DISTRIBUTOR, INGESTER, METRICS_GENERATOR, QUERY_FRONTEND, QUERIER, COMPACTOR];
 
 /// Targets of Tempo that this version can't run on their own.
 const OTHER_TARGETS: &[&str] = &[
@@ -46,10 +52,7 @@ const OTHER_TARGETS: &[&str] = &[
     "backend-scheduler",
     "backend-worker",
     "block-builder",
-    "distributor",
-    "ingester",
     "live-store",
-    "metrics-generator",
     "metrics-generator-no-local-blocks",
     "overrides-api",
     "usage-report",
@@ -68,6 +71,8 @@ pub(crate) struct App {
     pub(crate) clock: Arc<dyn Clock>,
     /// Limits by tenant, reloaded while running.
     pub(crate) overrides: Arc<Overrides>,
+    /// What tenants set for themselves, if they may; known once the overrides are read.
+    pub(crate) user_overrides: Option<Arc<UserOverrides>>,
     /// How much of each thing there is.
     pub(crate) sizes: Sizes,
     /// The operational routes; the query API is put in here.
@@ -164,6 +169,7 @@ impl App {
             registry,
             clock,
             overrides,
+            user_overrides: None,
             sizes,
             admin,
             services,
@@ -176,7 +182,10 @@ impl App {
     }
 
     async fn start(&mut self) -> anyhow::Result<()> {
-        check_backend(&self.config.storage.backend)?;
+        // A distributor keeps nothing.
+        if self.config.target != DISTRIBUTOR {
+            check_backend(&self.config.storage.backend)?;
+        }
         self.services.set("modules", State::Starting);
         self.start_http().await?;
         let env = |name: &str| std::env::var(name).ok();
@@ -190,6 +199,9 @@ impl App {
                 COMPACTOR => modules::start_compactor(self).await,
                 QUERY_FRONTEND => modules::start_query_frontend(self).await,
                 QUERIER => modules::start_querier(self).await,
+                INGESTER => modules::start_ingester(self).await,
+                METRICS_GENERATOR => modules::start_metrics_generator(self).await,
+                DISTRIBUTOR => modules::start_distributor(self).await,
                 _ => modules::start(self).await,
             }
         };
@@ -202,17 +214,21 @@ impl App {
         let listener = http::bind(&self.config.server.http_endpoint).await?;
         let address = listener.local_addr()?;
         self.http_address = Some(address);
-        let router = http::router(&self.admin);
-        self.spawn("server", move |shutdown| http::serve(listener, router, shutdown));
+        let router = http::router(&self.admin, Credentials::read(&self.config.server.auth).context("rubato.auth")?);
+        let timeouts = self.config.server.http_timeouts;
+        let listener = Listener::new(listener, self.config.server.http_tls.as_ref()).context("server.http_tls_config")?;
+        self.spawn("server", move |shutdown| listener::serve(listener, timeouts, router, shutdown));
         let grpc = self.config.server.grpc.clone();
         let listener = http::bind(&grpc.endpoint).await?;
         let grpc_address = listener.local_addr()?;
         let router = grpc::router(&self.admin);
+        let listener = Listener::new(listener, grpc.tls.as_ref()).context("server.grpc_tls_config")?;
         self.spawn("grpc-server", move |shutdown| grpc::serve(listener, grpc, router, shutdown));
         if let Some(endpoint) = self.config.server.internal_endpoint.clone() {
             let listener = http::bind(&endpoint).await?;
+            let listener = Listener::new(listener, self.config.server.internal_tls.as_ref()).context("internal_server.http_tls_config")?;
             let router = http::internal_router(&self.admin);
-            self.spawn("internal-server", move |shutdown| http::serve(listener, router, shutdown));
+            self.spawn("internal-server", move |shutdown| listener::serve(listener, timeouts, router, shutdown));
         }
         tracing::info!(http = address.to_string(), grpc = grpc_address.to_string(), "server listening on addresses");
         Ok(())
@@ -327,12 +343,13 @@ fn banner(config: &Config, http: SocketAddr) -> String {
 /// Refuses targets that don't exist, and those that can't run on their own yet.
 fn check_target(config: &Config) -> anyhow::Result<()> {
     let target = config.target.as_str();
-    if SINGLE_BINARY.contains(&target) || [COMPACTOR, QUERY_FRONTEND, QUERIER].contains(&target) {
+    if SINGLE_BINARY.contains(&target) || ROLES.contains(&target) {
         return Ok(());
     }
     if OTHER_TARGETS.contains(&target) {
+        let roles = ROLES.join(", ");
         bail!(
-            "failed to init module services: target \"{target}\" is not available in this version of Rubato: run the target \"all\", \"query-frontend\", \"querier\" or \"compactor\""
+            "failed to init module services: target \"{target}\" is not available in this version of Rubato: run the target all, or one of {roles}"
         );
     }
     bail!("failed to init module services: unrecognised module name: {target}")
@@ -414,10 +431,13 @@ mod tests {
             ("scalable-single-binary", None),
             ("query-frontend", None),
             ("querier", None),
+            ("ingester", None),
+            ("distributor", None),
+            ("metrics-generator", None),
             (
-                "ingester",
+                "live-store",
                 Some(
-                    "failed to init module services: target \"ingester\" is not available in this version of Rubato: run the target \"all\", \"query-frontend\", \"querier\" or \"compactor\"",
+                    "failed to init module services: target \"live-store\" is not available in this version of Rubato: run the target all, or one of distributor, ingester, metrics-generator, query-frontend, querier, compactor",
                 ),
             ),
             ("nonsense", Some("failed to init module services: unrecognised module name: nonsense")),

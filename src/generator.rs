@@ -72,28 +72,43 @@ pub(crate) fn start_remote_write(app: &mut App, snapshots: &Snapshots) -> anyhow
     Ok(())
 }
 
+/// What the series of a tenant are shown from.
 #[derive(Clone)]
 struct Shown {
     snapshots: Snapshots,
     settings: Arc<Settings>,
     tenants: Arc<TenantLimits>,
+}
+
+/// What a trace is explained from.
+#[derive(Clone)]
+struct Explains {
+    snapshots: Snapshots,
     dataflow: Arc<Dataflow>,
     engine: Arc<query::Engine>,
     multitenancy: bool,
 }
 
-/// What is shown of the generator.
+/// What is shown of the generator where traces are at hand.
 pub(crate) fn router(app: &App, snapshots: &Snapshots, dataflow: &Arc<Dataflow>, engine: &Arc<query::Engine>) -> Router {
-    let shown = Shown {
+    let explains = Explains {
         snapshots: snapshots.clone(),
-        settings: Arc::new(app.config.generator.remote_write.clone()),
-        tenants: Arc::new(TenantLimits(Arc::clone(&app.overrides))),
         dataflow: Arc::clone(dataflow),
         engine: Arc::clone(engine),
         multitenancy: app.config.multitenancy,
     };
-    let explain_path = format!("{}/api/metrics-generator/explain", app.config.http_api_prefix);
-    Router::new().route("/metrics/generator/{tenant}", get(exposition)).route(&explain_path, get(explain)).with_state(shown)
+    let path = format!("{}/api/metrics-generator/explain", app.config.http_api_prefix);
+    exposition_router(app, snapshots).merge(Router::new().route(&path, get(explain)).with_state(explains))
+}
+
+/// The series themselves: [`ROUTES`].
+pub(crate) fn exposition_router(app: &App, snapshots: &Snapshots) -> Router {
+    let shown = Shown {
+        snapshots: snapshots.clone(),
+        settings: Arc::new(app.config.generator.remote_write.clone()),
+        tenants: Arc::new(TenantLimits(Arc::clone(&app.overrides))),
+    };
+    Router::new().route("/metrics/generator/{tenant}", get(exposition)).with_state(shown)
 }
 
 /// Why a question is not answered.
@@ -137,23 +152,23 @@ struct Explanation {
 
 /// For each span of a trace, in which series it was counted, or why not.
 async fn explain(
-    State(shown): State<Shown>,
+    State(explains): State<Explains>,
     Query(question): Query<ExplainQuery>,
     headers: HeaderMap,
 ) -> Result<axum::Json<Explanation>, Refusal> {
-    let tenant = tenant(shown.multitenancy, &headers)?;
+    let tenant = tenant(explains.multitenancy, &headers)?;
     let text = question.trace.filter(|text| !text.is_empty());
     let text = text.ok_or_else(|| refuse(StatusCode::BAD_REQUEST, "please provide a trace id in the parameter \"trace\""))?;
     let id = TraceId::from_hex(&text).map_err(|error| refuse(StatusCode::BAD_REQUEST, format_args!("trace \"{text}\": {error}")))?;
     let unavailable = |error: &dyn std::error::Error| refuse(StatusCode::SERVICE_UNAVAILABLE, block::chain(error));
     let request = query::engine::TraceRequest { id, range: None };
-    let found = shown.engine.trace(std::slice::from_ref(&tenant), request).await.map_err(|error| unavailable(&error))?;
+    let found = explains.engine.trace(std::slice::from_ref(&tenant), request).await.map_err(|error| unavailable(&error))?;
     if found.resource_spans.is_empty() {
         return Err(refuse(StatusCode::NOT_FOUND, format_args!("trace {id} is not known")));
     }
     let stored = explain::segments(&tenant, found.resource_spans).map_err(|error| unavailable(&error))?;
-    let spans = shown.dataflow.explain(&tenant, id, stored).await.map_err(|error| unavailable(&error))?;
-    let committed = shown.snapshots.latest().at;
+    let spans = explains.dataflow.explain(&tenant, id, stored).await.map_err(|error| unavailable(&error))?;
+    let committed = explains.snapshots.latest().at;
     let committed_unix_nano = u64::try_from(committed.as_nanos()).unwrap_or(u64::MAX);
     Ok(axum::Json(Explanation { trace_id: id.to_hex(), committed_unix_nano, spans }))
 }

@@ -23,13 +23,16 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use http_body_util::BodyExt as _;
 use query::RequestMetrics;
-use tokio::net::TcpListener;
-use tonic::{Code, Status, service::Routes, transport::server::TcpIncoming};
+use tonic::{Code, Status, service::Routes};
 use tower::ServiceExt as _;
 
-use crate::{config::GrpcServer, http::Admin, services::Shutdown};
+use crate::{config::GrpcServer, http::Admin, services::Shutdown, tls::Listener};
 
 mod health {
     #![allow(
@@ -72,7 +75,7 @@ pub(crate) fn router(admin: &Arc<Admin>) -> Router {
 ///
 /// # Errors
 /// The listener fails.
-pub(crate) async fn serve(listener: TcpListener, settings: GrpcServer, router: Router, mut shutdown: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn serve(listener: Listener, settings: GrpcServer, router: Router, mut shutdown: Shutdown) -> anyhow::Result<()> {
     let mut server = tonic::transport::Server::builder()
         .max_concurrent_streams(settings.max_concurrent_streams)
         .http2_keepalive_interval(Some(settings.keepalive_time).filter(|time| !time.is_zero()))
@@ -83,15 +86,23 @@ pub(crate) async fn serve(listener: TcpListener, settings: GrpcServer, router: R
     if let Some(grace) = settings.max_connection_age_grace {
         server = server.max_connection_age_grace(grace);
     }
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = stream::unfold(listener, async |mut listener| {
+        let (connection, _peer) = listener.next().await?;
+        Some((Ok::<_, std::io::Error>(connection), listener))
+    });
     server.add_routes(Routes::from(router)).serve_with_incoming_shutdown(incoming, async move { shutdown.wait().await }).await?;
     Ok(())
 }
 
+/// Whether a request is a call of gRPC.
+pub(crate) fn is_grpc(request: &Request) -> bool {
+    let says_so = |value: &header::HeaderValue| value.to_str().is_ok_and(|value| value.contains("application/grpc"));
+    request.version() == Version::HTTP_2 && request.headers().get(header::CONTENT_TYPE).is_some_and(says_so)
+}
+
 /// Sends gRPC that comes in over the HTTP port where it belongs.
 pub(crate) async fn over_http(State(grpc): State<Router>, request: Request, next: Next) -> Response {
-    let is_grpc = |value: &header::HeaderValue| value.to_str().is_ok_and(|value| value.contains("application/grpc"));
-    if request.version() == Version::HTTP_2 && request.headers().get(header::CONTENT_TYPE).is_some_and(is_grpc) {
+    if is_grpc(&request) {
         return grpc.oneshot(request).await.unwrap_or_else(|never| match never {});
     }
     next.run(request).await
@@ -103,17 +114,36 @@ struct Probe(Arc<Admin>);
 
 #[tonic::async_trait]
 impl Health for Probe {
-    type WatchStream = tokio_stream::Empty<Result<HealthCheckResponse, Status>>;
+    type WatchStream = BoxStream<'static, Result<HealthCheckResponse, Status>>;
 
     async fn check(&self, _request: tonic::Request<HealthCheckRequest>) -> Result<tonic::Response<HealthCheckResponse>, Status> {
-        // All services share one fate, so their names do not matter.
-        let status = if self.0.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing };
-        Ok(tonic::Response::new(HealthCheckResponse { status: status.into() }))
+        Ok(tonic::Response::new(HealthCheckResponse { status: serving(&self.0).into() }))
     }
 
+    /// Says how it is now and whenever that changes, until the process stops: a call without end would hold up the server.
     async fn watch(&self, _request: tonic::Request<HealthCheckRequest>) -> Result<tonic::Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("watching is not supported, call Check"))
+        let changes = |(admin, last): (Arc<Admin>, Option<ServingStatus>)| async move {
+            loop {
+                let status = serving(&admin);
+                if last != Some(status) {
+                    return Some((Ok(HealthCheckResponse { status: status.into() }), (admin, Some(status))));
+                }
+                if admin.is_stopping() {
+                    return None;
+                }
+                tokio::time::sleep(WATCH_INTERVAL).await;
+            }
+        };
+        Ok(tonic::Response::new(stream::unfold((Arc::clone(&self.0), None), changes).boxed()))
     }
+}
+
+/// How often those who watch learn of a change.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// All services share one fate, so their names do not matter.
+fn serving(admin: &Admin) -> ServingStatus {
+    if admin.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing }
 }
 
 /// A call that is going on. Counted when it is dropped.

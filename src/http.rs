@@ -9,10 +9,11 @@
 //! exactly once ([`Admin::serve_api`]).
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     fmt::Write as _,
     future::Future,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -28,12 +29,13 @@ use prometheus::{Registry, TextEncoder};
 use query::RequestMetrics;
 use storage::clock::{Clock as _, SystemClock};
 use tokio::net::TcpListener;
-use tonic::service::Routes;
+use tonic::{Status, service::Routes};
 use tower::ServiceExt as _;
 
 use crate::{
+    auth::{self, Credentials},
     config::{Config, Mode, Overrides, runtime_config, tenant_json},
-    grpc, logging, openmetrics,
+    grpc, listener, logging, openmetrics,
     own_traces::OwnTraces,
     process,
     services::{Services, Shutdown, table},
@@ -61,7 +63,8 @@ pub(crate) struct Admin {
     registry: Registry,
     services: Services,
     stopping: Shutdown,
-    checks: OnceLock<Vec<ReadyCheck>>,
+    checks: Mutex<Vec<ReadyCheck>>,
+    pages: OnceLock<(Router, Vec<String>)>,
     api: OnceLock<(Router, Vec<String>)>,
     grpc: OnceLock<Router>,
     request_metrics: Option<RequestMetrics>,
@@ -87,8 +90,8 @@ impl Admin {
         stopping: Shutdown,
     ) -> prometheus::Result<Arc<Self>> {
         let request_metrics = if config.server.instrument { Some(RequestMetrics::new(&registry)?) } else { None };
-        let (checks, api, grpc, own_traces) = (OnceLock::new(), OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Ok(Arc::new(Self { config, overrides, registry, services, stopping, checks, api, grpc, request_metrics, own_traces }))
+        let (checks, pages, api, grpc, own_traces) = (Mutex::default(), OnceLock::new(), OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Ok(Arc::new(Self { config, overrides, registry, services, stopping, checks, pages, api, grpc, request_metrics, own_traces }))
     }
 
     /// Puts the query API in, measured. `routes` are its path templates, for `/status/endpoints`. A second call is ignored and returns false.
@@ -124,14 +127,28 @@ impl Admin {
         self.readiness().0.is_success()
     }
 
+    /// Whether the process was asked to end.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.is_thrown()
+    }
+
     /// Requests to an API that is put in later are traced. A second call is ignored.
     pub(crate) fn trace_by(&self, own_traces: OwnTraces) {
         _ = self.own_traces.set(own_traces);
     }
 
-    /// Adds what must hold before `/ready` says so. A second call is ignored and returns false.
-    pub(crate) fn check_ready_by(&self, checks: Vec<ReadyCheck>) -> bool {
-        self.checks.set(checks).is_ok()
+    /// Puts pages in beside the operational ones: those of the cluster. A second call is ignored and returns false.
+    pub(crate) fn serve_pages(&self, router: Router, routes: Vec<String>) -> bool {
+        let router = match &self.request_metrics {
+            Some(metrics) => router.route_layer(metrics.clone()),
+            None => router,
+        };
+        self.pages.set((router, routes)).is_ok()
+    }
+
+    /// Adds what must hold before `/ready` says so.
+    pub(crate) fn check_ready_by(&self, checks: Vec<ReadyCheck>) {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).extend(checks);
     }
 
     /// Whether the process can take traffic: the status and body of `/ready`.
@@ -143,19 +160,21 @@ impl Admin {
         if let Some(text) = self.services.not_running() {
             return unavailable(text);
         }
-        if let Some(text) = self.checks.get().into_iter().flatten().find_map(|check| check().err()) {
+        let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(text) = checks.iter().find_map(|check| check().err()) {
             return unavailable(format!("{text}\n"));
         }
         (StatusCode::OK, "ready\n".to_owned())
     }
 }
 
-/// The router of everything.
-pub(crate) fn router(admin: &Arc<Admin>) -> Router {
+/// The router of everything, for those who have credentials if there are any to have.
+pub(crate) fn router(admin: &Arc<Admin>, credentials: Option<Arc<Credentials>>) -> Router {
     let prefix = &admin.config.http_api_prefix;
     let late = Arc::clone(admin);
     let api = tower::service_fn(move |request: Request| {
-        let api = late.api.get().map(|(router, _)| router.clone());
+        let page = late.pages.get().filter(|(_, routes)| routes.iter().any(|route| route == request.uri().path()));
+        let api = page.or_else(|| late.api.get()).map(|(router, _)| router.clone());
         async move {
             let response = match api {
                 Some(router) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
@@ -182,20 +201,15 @@ pub(crate) fn router(admin: &Arc<Admin>) -> Router {
         .with_state(Arc::clone(admin))
         .fallback_service(api)
         .layer(middleware::from_fn_with_state(Arc::clone(admin), connection));
-    if admin.config.server.grpc_over_http {
+    let router = if admin.config.server.grpc_over_http {
         router.layer(middleware::from_fn_with_state(grpc::router(admin), grpc::over_http))
     } else {
         router
+    };
+    match credentials {
+        Some(credentials) => router.layer(middleware::from_fn_with_state(credentials, authenticate)),
+        None => router,
     }
-}
-
-/// Serves until told to stop and until open requests have ended.
-///
-/// # Errors
-/// The listener fails.
-pub(crate) async fn serve(listener: TcpListener, router: Router, mut shutdown: Shutdown) -> anyhow::Result<()> {
-    axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.wait().await }).await?;
-    Ok(())
 }
 
 /// The internal server: `/ready` and nothing else.
@@ -203,10 +217,26 @@ pub(crate) fn internal_router(admin: &Arc<Admin>) -> Router {
     Router::new().route("/ready", any(ready)).with_state(Arc::clone(admin))
 }
 
+/// Lets nobody in without credentials but probes, which have none.
+async fn authenticate(Shared(credentials): Shared<Arc<Credentials>>, request: Request, next: Next) -> Response {
+    if matches!(request.uri().path(), "/ready" | "/live") || credentials.admit(request.headers()) {
+        return next.run(request).await;
+    }
+    tracing::debug!(method = %request.method(), uri = %request.uri(), "request without valid credentials");
+    if grpc::is_grpc(&request) {
+        return Status::unauthenticated("no valid credentials").into_http();
+    }
+    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, auth::CHALLENGE)], "no valid credentials\n").into_response()
+}
+
 /// Around every request: its log line, and the end of keep-alive while stopping.
 async fn connection(Shared(admin): Shared<Arc<Admin>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
+    let request = match admin.config.server.http_timeouts.read {
+        Some(timeout) => request.map(|body| listener::read_within(timeout, body)),
+        None => request,
+    };
     let mut response = next.run(request).await;
     let (status, elapsed) = (response.status(), started.elapsed());
     let message = || format!("{method} {uri} ({}) {elapsed:.1?}", status.as_u16());
@@ -289,7 +319,7 @@ fn sections(admin: &Admin, names: &[&str], mode: Option<&str>) -> Response {
 
 fn endpoints(admin: &Admin) -> String {
     let mut rows: Vec<Vec<String>> = ROUTES.iter().map(|(name, path)| vec![(*name).to_owned(), (*path).to_owned()]).collect();
-    for path in admin.api.get().map(|(_, routes)| routes.as_slice()).unwrap_or_default() {
+    for path in [&admin.pages, &admin.api].into_iter().filter_map(OnceLock::get).flat_map(|(_, routes)| routes) {
         let words: Vec<_> = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
         rows.push(vec![words.join("_").to_lowercase(), path.clone()]);
     }
@@ -298,20 +328,26 @@ fn endpoints(admin: &Admin) -> String {
 }
 
 async fn status_overrides(Shared(admin): Shared<Arc<Admin>>, headers: HeaderMap) -> Response {
-    let entries = admin.overrides.entries();
+    let (entries, own) = (admin.overrides.entries(), admin.overrides.own());
+    let tenants: BTreeSet<&String> = entries.keys().chain(own.keys()).collect();
     let now = logging::timestamp(SystemClock.now());
     if !accepts(&headers, "application/json") {
         let mut rows = String::new();
-        for tenant in entries.keys() {
-            _ = write!(rows, "<tr><td>{}</td><td>yes</td><td>no</td></tr>", escape(tenant));
+        let word = |is_so: bool| if is_so { "yes" } else { "no" };
+        for tenant in tenants {
+            let (runtime, own) = (word(entries.contains_key(tenant)), word(own.contains_key(tenant)));
+            _ = write!(rows, "<tr><td>{}</td><td>{runtime}</td><td>{own}</td></tr>", escape(tenant));
         }
         return Html(format!(
             "<!doctype html><title>Overrides</title><h1>Overrides</h1><p>{now}</p><table><tr><th>tenant</th><th>runtime overrides</th><th>user-configurable overrides</th></tr>{rows}</table>"
         ))
         .into_response();
     }
-    let tenant = |name: &String| serde_json::json!({"name": name, "has_runtime_overrides": true, "has_user_configurable_overrides": false});
-    axum::Json(serde_json::json!({"now": now, "tenants": entries.keys().map(tenant).collect::<Vec<_>>()})).into_response()
+    let tenant = |name: &String| {
+        let (runtime, own) = (entries.contains_key(name), own.contains_key(name));
+        serde_json::json!({"name": name, "has_runtime_overrides": runtime, "has_user_configurable_overrides": own})
+    };
+    axum::Json(serde_json::json!({"now": now, "tenants": tenants.into_iter().map(tenant).collect::<Vec<_>>()})).into_response()
 }
 
 async fn status_overrides_tenant(Shared(admin): Shared<Arc<Admin>>, Path(tenant): Path<String>) -> Response {
@@ -321,18 +357,18 @@ async fn status_overrides_tenant(Shared(admin): Shared<Arc<Admin>>, Path(tenant)
     axum::Json(serde_json::json!({
         "now": logging::timestamp(SystemClock.now()),
         "tenant": tenant,
-        "user_configurable_overrides": null,
+        "user_configurable_overrides": admin.overrides.own().get(&tenant).map(tenant_json),
         "runtime_overrides": effective.map(tenant_json),
         "using_default_or_wildcard_runtime_overrides": own.is_none(),
     }))
     .into_response()
 }
 
-fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
+pub(crate) fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
     headers.get_all(header::ACCEPT).iter().any(|value| value.to_str().is_ok_and(|text| text.contains(media_type)))
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
@@ -403,7 +439,7 @@ mod tests {
 
     async fn get(fixture: &Fixture, uri: &str, accept: &str) -> (u16, HeaderMap, String) {
         let request = Request::builder().uri(uri).header(header::ACCEPT, accept).body(Body::empty()).expect("a request");
-        let response = router(&fixture.admin).oneshot(request).await.expect("infallible");
+        let response = router(&fixture.admin, None).oneshot(request).await.expect("infallible");
         let (parts, body) = response.into_parts();
         let body = axum::body::to_bytes(body, 1 << 20).await.expect("a body");
         (parts.status.as_u16(), parts.headers, String::from_utf8(body.to_vec()).expect("text"))
@@ -419,7 +455,8 @@ mod tests {
         assert_eq!((body().await.0, body().await.2.as_str()), (503, "Some services are not Running:\nStarting: 1\n"));
         fixture.services.set("wal", State::Running);
         assert_eq!((body().await.0, body().await.2.as_str()), (200, "ready\n"));
-        assert!(fixture.admin.check_ready_by(vec![Box::new(|| Err("Ingester not ready: replaying".to_owned()))]));
+        fixture.admin.check_ready_by(vec![Box::new(|| Ok(()))]);
+        fixture.admin.check_ready_by(vec![Box::new(|| Err("Ingester not ready: replaying".to_owned()))]);
         assert_eq!((body().await.0, body().await.2.as_str()), (503, "Ingester not ready: replaying\n"));
         fixture.stop.send(true).expect("somebody listens");
         let (status, headers, text) = body().await;

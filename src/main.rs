@@ -4,6 +4,7 @@
 //! in this package; the crates know nothing of files, flags or the environment.
 
 mod app;
+mod auth;
 mod blocks;
 mod bucket;
 mod client;
@@ -13,8 +14,11 @@ mod flags;
 mod generator;
 mod grpc;
 mod http;
+mod listener;
 mod load;
 mod logging;
+mod memberlist;
+mod membership;
 mod modules;
 mod openmetrics;
 mod output;
@@ -25,9 +29,13 @@ mod query_tool;
 mod receivers;
 mod recent;
 mod resources;
+mod rings;
 mod service_graph;
 mod services;
+mod tls;
 mod trace;
+mod user_overrides;
+mod write_path;
 
 use std::{io::Write as _, path::Path, process::ExitCode};
 

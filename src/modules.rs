@@ -1,5 +1,4 @@
-//! The modules of the target `all`, in the order of their dependencies: log, bucket, dataflow, queries, compactor, receivers; and those of
-//! the target `compactor`: bucket, compactor.
+//! The modules of each target, in the order of their dependencies; those of `all`: membership, log, bucket, dataflow, queries, compactor, receivers.
 //!
 //! This is the only place that knows every crate. What each of them asks for is taken from the configuration and the sizes here and nowhere
 //! else, so this file reads as the list of what is connected to what.
@@ -8,11 +7,13 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     app::{App, watch_overrides},
-    config::{Backend, Config, Overrides},
-    generator, queries,
+    config::{Backend, Config, KvStore, Overrides},
+    generator,
+    membership::{Kind, Membership, Proposal},
+    queries,
     receivers::Receivers,
     recent::RecentData,
-    service_graph,
+    service_graph, user_overrides, write_path,
 };
 use anyhow::Context as _;
 use axum::{
@@ -22,12 +23,13 @@ use axum::{
     routing::any,
 };
 use dataflow::{
-    Components, Dataflow,
+    Components, Dataflow, DataflowError, Mesh,
+    cluster::Role,
     generator::{Generator, Snapshots},
     manifest::ManifestStore,
 };
 use object_store::local::LocalFileSystem;
-use prometheus::Registry;
+use prometheus::{IntCounterVec, Opts, Registry};
 use storage::{
     backend::{self, Store},
     block,
@@ -36,7 +38,7 @@ use storage::{
     clock::Clock,
     compactor::{self, Compactor},
     id::Tenant,
-    ownership::Sole,
+    ownership::{Member, Ownership, Sole},
     wal::{self, Wal},
 };
 use tonic::service::Routes;
@@ -48,6 +50,8 @@ const MAX_BATCH_BYTES: u64 = 24 << 20;
 const MAX_RESIDENT_BYTES: u64 = 256 << 20;
 /// How long recovery may take before the process gives up.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(3600);
+/// How long a member of a cluster waits at its start for the others.
+const FORMATION_WAIT: Duration = Duration::from_secs(60);
 /// How long `flush_all_on_shutdown` may take.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(300);
 /// Log kept on disk where the configuration says nothing.
@@ -57,17 +61,28 @@ const WAL_QUEUE_BYTES: usize = 16 << 20;
 
 /// Starts everything. Called once the HTTP server answers `/ready` with 503.
 pub(crate) async fn start(app: &mut App) -> anyhow::Result<()> {
-    reload_overrides(app);
+    reload_overrides(app).await?;
     // Ports first: if one is taken, nothing should have begun.
     let receivers = Receivers::bind(app).await?;
+    let shares_rates = app.config.cluster.shares_rate_limits;
+    let rings: &[Kind] = &[Kind::Ingester, Kind::Generator, Kind::Compactor, Kind::Distributor];
+    let rings = &rings[..rings.len() - usize::from(!shares_rates)];
+    let membership = Membership::start(app, rings, rings).await?;
+    let place = Membership::reserve(app, Kind::Ingester);
+    for kind in [Kind::Generator, Kind::Compactor, Kind::Distributor] {
+        join(app, &membership, kind)?;
+    }
+    let ownership = ownership(app, &membership);
     let wal = open_wal(app).await?;
     let store = open_bucket(app).await?;
-    let blocklist = poll_bucket(app, &store, false).await?;
+    let blocklist = poll_bucket(app, &store, false, &ownership).await?;
     let snapshots = Snapshots::default();
     let service_graphs = service_graph::start(app, &snapshots)?;
-    let dataflow = start_dataflow(app, &wal, &store, &blocklist, &snapshots).await?;
+    let part = Part { membership: &membership, role: Role::Ingester, wal: Some(&wal) };
+    let dataflow = start_dataflow(app, part, &store, &blocklist, &snapshots).await?;
     generator::start_remote_write(app, &snapshots)?;
-    compact(app, &store, &blocklist)?;
+    compact(app, &store, &blocklist, ownership)?;
+    membership.join(app, place)?;
     let more = |app: &App, engine: &Arc<query::Engine>| {
         let flush = Router::new().route("/flush", any(flush)).with_state(Arc::clone(&dataflow));
         let prefix = &app.config.http_api_prefix;
@@ -76,15 +91,21 @@ pub(crate) async fn start(app: &mut App) -> anyhow::Result<()> {
         (flush.merge(generator::router(app, &snapshots, &dataflow, engine)).merge(service_graphs.router(prefix)), routes)
     };
     queries::start_in_one_process(app, store, blocklist, Arc::new(RecentData(Arc::clone(&dataflow))), more)?;
-    receivers.serve(app, &wal)
+    let ingester = write_path::ingester(app, &wal, None)?;
+    let distributors = membership.healthy_distributors(app);
+    let distributor = write_path::distributor(app, ingest::Sink::Local(ingester), distributors)?;
+    receivers.serve(app, &distributor)
 }
 
 /// Starts what the target `compactor` has. Called once the HTTP server answers `/ready` with 503.
 pub(crate) async fn start_compactor(app: &mut App) -> anyhow::Result<()> {
-    reload_overrides(app);
+    reload_overrides(app).await?;
+    let membership = Membership::start(app, &[Kind::Compactor], &[Kind::Compactor]).await?;
+    join(app, &membership, Kind::Compactor)?;
+    let ownership = ownership(app, &membership);
     let store = open_bucket(app).await?;
-    let blocklist = poll_bucket(app, &store, true).await?;
-    compact(app, &store, &blocklist)?;
+    let blocklist = poll_bucket(app, &store, true, &ownership).await?;
+    compact(app, &store, &blocklist, ownership)?;
     // No API, rather than one that is not up yet.
     app.admin.serve_api(Router::new(), Vec::new());
     app.admin.serve_grpc(Routes::default());
@@ -93,27 +114,130 @@ pub(crate) async fn start_compactor(app: &mut App) -> anyhow::Result<()> {
 
 /// Starts what the target `query-frontend` has. Called once the HTTP server answers `/ready` with 503.
 pub(crate) async fn start_query_frontend(app: &mut App) -> anyhow::Result<()> {
-    reload_overrides(app);
+    reload_overrides(app).await?;
+    Membership::start(app, &[], &[]).await?;
     let store = open_bucket(app).await?;
-    let blocklist = poll_bucket(app, &store, false).await?;
+    // Whoever compacts builds the lists; a frontend does where nobody else did.
+    let blocklist = poll_bucket(app, &store, false, &sole()).await?;
     queries::start_frontend(app, &store, blocklist)
 }
 
 /// Starts what the target `querier` has. Called once the HTTP server answers `/ready` with 503.
 pub(crate) async fn start_querier(app: &mut App) -> anyhow::Result<()> {
+    // Who is told where the ingesters are need not gossip.
+    let watched: &[Kind] = if app.config.querier.ingesters.is_empty() { &[Kind::Ingester] } else { &[] };
+    let membership = Membership::start(app, watched, &[]).await?;
+    let addresses = membership.ingester_addresses(app);
     let store = open_bucket(app).await?;
-    queries::start_querier(app, store)
+    queries::start_querier(app, store, addresses)
 }
 
-fn reload_overrides(app: &mut App) {
+/// Starts what the target `ingester` has. Called once the HTTP server answers `/ready` with 503.
+pub(crate) async fn start_ingester(app: &mut App) -> anyhow::Result<()> {
+    reload_overrides(app).await?;
+    let membership = Membership::start(app, &[Kind::Ingester], &[Kind::Ingester]).await?;
+    let place = Membership::reserve(app, Kind::Ingester);
+    let wal = open_wal(app).await?;
+    let store = open_bucket(app).await?;
+    let blocklist = poll_bucket(app, &store, false, &sole()).await?;
+    let snapshots = Snapshots::default();
+    let part = Part { membership: &membership, role: Role::Ingester, wal: Some(&wal) };
+    let dataflow = start_dataflow(app, part, &store, &blocklist, &snapshots).await?;
+    // Of the series that its workers own: none, where there are metrics-generators.
+    generator::start_remote_write(app, &snapshots)?;
+    let flush = Router::new().route("/flush", any(flush)).with_state(Arc::clone(&dataflow));
+    let services = queries::recent_services(app, store, blocklist, Arc::new(RecentData(dataflow)))?;
+    let ingester = write_path::ingester(app, &wal, membership.rings(Kind::Ingester))?;
+    let services = write_path::pusher(app, ingester, services)?;
+    app.admin.serve_grpc(services);
+    app.admin.serve_api(flush, vec!["/flush".to_owned()]);
+    // Last: whoever sees it in the ring may push.
+    membership.join(app, place)?;
+    Ok(())
+}
+
+/// Starts what the target `metrics-generator` has. Called once the HTTP server answers `/ready` with 503.
+pub(crate) async fn start_metrics_generator(app: &mut App) -> anyhow::Result<()> {
+    reload_overrides(app).await?;
+    let membership = Membership::start(app, &[Kind::Ingester, Kind::Generator], &[Kind::Generator]).await?;
+    let place = Membership::reserve(app, Kind::Generator);
+    anyhow::ensure!(
+        app.config.cluster.generator.store == KvStore::Memberlist,
+        "metrics_generator.ring.kvstore.store: a metrics-generator finds ingesters by memberlist"
+    );
+    let store = open_bucket(app).await?;
+    let snapshots = Snapshots::default();
+    let service_graphs = service_graph::start(app, &snapshots)?;
+    let part = Part { membership: &membership, role: Role::Generator, wal: None };
+    let dataflow = start_dataflow(app, part, &store, &Blocklist::new(), &snapshots).await?;
+    generator::start_remote_write(app, &snapshots)?;
+    let prefix = &app.config.http_api_prefix;
+    let api = service_graph::ROUTES.iter().map(|route| format!("{prefix}{route}"));
+    let routes = api.chain(generator::ROUTES.iter().map(|&route| route.to_owned())).collect();
+    let router = generator::exposition_router(app, &snapshots).merge(service_graphs.router(prefix));
+    app.admin.serve_api(router, routes);
+    app.admin.serve_grpc(Routes::default());
+    membership.join(app, place)?;
+    // Held by its module.
+    drop(dataflow);
+    Ok(())
+}
+
+/// Starts what the target `distributor` has. Called once the HTTP server answers `/ready` with 503.
+pub(crate) async fn start_distributor(app: &mut App) -> anyhow::Result<()> {
+    reload_overrides(app).await?;
+    let receivers = Receivers::bind(app).await?;
+    let own: &[Kind] = if app.config.cluster.shares_rate_limits { &[Kind::Distributor] } else { &[] };
+    let watched = [&[Kind::Ingester, Kind::Generator], own].concat();
+    let membership = Membership::start(app, &watched, own).await?;
+    for kind in own {
+        join(app, &membership, *kind)?;
+    }
+    let ingesters = membership.rings(Kind::Ingester);
+    let ingesters = ingesters.context("ingester.lifecycler.ring.kvstore.store is empty: a distributor finds ingesters by their ring")?;
+    anyhow::ensure!(
+        app.config.cluster.ingester.store == KvStore::Memberlist,
+        "ingester.lifecycler.ring.kvstore.store: \"inmemory\" is a ring of this process alone: a distributor finds ingesters by memberlist"
+    );
+    let replicator = write_path::replicator(app, ingesters)?;
+    let distributors = membership.healthy_distributors(app);
+    let distributor = write_path::distributor(app, ingest::Sink::Ring(replicator), distributors)?;
+    app.admin.serve_api(Router::new(), Vec::new());
+    app.admin.serve_grpc(Routes::default());
+    receivers.serve(app, &distributor)
+}
+
+/// Takes a place in a ring for as long as the process runs, if the ring is kept anywhere.
+fn join(app: &mut App, membership: &Membership, kind: Kind) -> anyhow::Result<()> {
+    if membership.rings(kind).is_some() {
+        let place = Membership::reserve(app, kind);
+        membership.join(app, place)?;
+    }
+    Ok(())
+}
+
+fn sole() -> Arc<dyn Ownership> {
+    Arc::new(Sole)
+}
+
+/// Which of the compactors' work this process does: its share of the ring, or everything.
+fn ownership(app: &App, membership: &Membership) -> Arc<dyn Ownership> {
+    match membership.rings(Kind::Compactor) {
+        Some(rings) => Arc::new(Member { rings, id: app.config.cluster.compactor.id.clone(), clock: Arc::clone(&app.clock) }),
+        None => sole(),
+    }
+}
+
+async fn reload_overrides(app: &mut App) -> anyhow::Result<()> {
     if let Some(period) = app.overrides.reload_period() {
         let overrides = Arc::clone(&app.overrides);
         app.spawn("overrides", async move |shutdown| watch_overrides(&overrides, period, shutdown).await);
     }
+    user_overrides::start(app).await
 }
 
 /// Compacts blocks and deletes old ones, unless it is disabled.
-fn compact(app: &mut App, store: &Store, blocklist: &Blocklist) -> anyhow::Result<()> {
+fn compact(app: &mut App, store: &Store, blocklist: &Blocklist, ownership: Arc<dyn Ownership>) -> anyhow::Result<()> {
     let config = &app.config.compactor;
     if config.disabled {
         tracing::info!("compactor is disabled");
@@ -130,8 +254,7 @@ fn compact(app: &mut App, store: &Store, blocklist: &Blocklist) -> anyhow::Resul
     };
     let limits = Arc::new(TenantLimits(Arc::clone(&app.overrides)));
     let (store, blocklist, clock) = (store.clone(), blocklist.clone(), Arc::clone(&app.clock));
-    // Without a ring every process owns everything, which costs work and nothing else.
-    let compactor = Compactor::new(settings, store, blocklist, Arc::new(Sole), limits, clock, &app.registry)?;
+    let compactor = Compactor::new(settings, store, blocklist, ownership, limits, clock, &app.registry)?;
     app.spawn("compactor", move |mut shutdown| async move {
         // On a thread of its own: choosing among many blocks takes its time.
         let runtime = tokio::runtime::Handle::current();
@@ -159,7 +282,13 @@ async fn open_wal(app: &mut App) -> anyhow::Result<Wal> {
         queue_bytes: WAL_QUEUE_BYTES,
     };
     let (clock, registry) = (Arc::clone(&app.clock), app.registry.clone());
+    let options = Opts::new("tempo_ingester_replay_errors_total", "Parts of the log that could not be replayed.");
+    let replay_errors = IntCounterVec::new(options, &["tenant"])?;
+    registry.register(Box::new(replay_errors.clone()))?;
+    // Whose the spans were, a damaged record doesn't say. There from the start, so that an alert sees it grow.
+    let replay_errors = replay_errors.with_label_values(&[""]);
     let (wal, recovery) = tokio::task::spawn_blocking(move || Wal::open(settings, clock, &registry)).await??;
+    replay_errors.inc_by(recovery.quarantined_records);
     tracing::info!(
         path = %app.config.storage.wal.dir.display(),
         tail = wal.tail().0,
@@ -202,13 +331,12 @@ fn start_cache(app: &App) -> anyhow::Result<Cache> {
 }
 
 /// Lists the blocks, and goes on doing so. Waits for the first list: without it, queries would silently miss blocks.
-async fn poll_bucket(app: &mut App, store: &Store, skip_no_compact: bool) -> anyhow::Result<Blocklist> {
+async fn poll_bucket(app: &mut App, store: &Store, skip_no_compact: bool, ownership: &Arc<dyn Ownership>) -> anyhow::Result<Blocklist> {
     let blocklist = Blocklist::new();
     let seed = u64::from(app.clock.now().subsec_nanos());
     let settings = blocklist::Settings { seed, skip_no_compact, ..app.config.storage.blocklist.clone() };
     let clock = Arc::clone(&app.clock);
-    // One process of this target is the only one that there is.
-    let poller = Poller::new(store.clone(), blocklist.clone(), settings, Arc::new(Sole), clock, &app.registry)?;
+    let poller = Poller::new(store.clone(), blocklist.clone(), settings, Arc::clone(ownership), clock, &app.registry)?;
     let polled = poller.first_poll(|why| app.waits("blocklist", why)).await;
     polled.with_context(|| format!("list the blocks of {}", app.config.storage.backend))?;
     app.spawn("blocklist", move |mut shutdown| async move {
@@ -224,16 +352,36 @@ fn local(path: &std::path::Path) -> anyhow::Result<LocalFileSystem> {
     Ok(LocalFileSystem::new_with_prefix(path)?.with_fsync(true))
 }
 
+/// What the dataflow of a process is about.
+struct Part<'a> {
+    membership: &'a Membership,
+    role: Role,
+    /// None for a process that takes no spans in.
+    wal: Option<&'a Wal>,
+}
+
+/// How this process meets those with whom it runs one dataflow; none if it runs one of its own.
+fn mesh(app: &App, membership: &Membership, role: Role) -> anyhow::Result<Option<Mesh>> {
+    let Some(Proposal { own: me, all: candidates }) = membership.propose(app, role)? else { return Ok(None) };
+    let cluster = &app.config.cluster;
+    let listen = cluster.mesh.listen;
+    let listener = std::net::TcpListener::bind(listen).with_context(|| format!("listen on {listen} for the dataflow"))?;
+    tracing::info!(address = %me.address, id = me.id, role = ?me.role, "dataflow listens for other processes");
+    let settings = dataflow::cluster::Settings { cluster: cluster.memberlist.rest.label.clone(), ..dataflow::cluster::Settings::default() };
+    Ok(Some(Mesh { settings, me, listener, candidates }))
+}
+
 /// Starts the dataflow and waits until it has recovered.
 async fn start_dataflow(
     app: &mut App,
-    wal: &Wal,
+    part: Part<'_>,
     store: &Store,
     blocklist: &Blocklist,
     snapshots: &Snapshots,
 ) -> anyhow::Result<Arc<Dataflow>> {
     let config = Arc::clone(&app.config);
     let (ingester, sizes) = (&config.ingester, app.sizes);
+    let interval = config.storage.blocklist.interval;
     let settings = dataflow::Settings {
         workers: sizes.dataflow_workers,
         tick: config.dataflow.tick,
@@ -246,26 +394,41 @@ async fn start_dataflow(
         encoders: sizes.block_encoders,
         stale_duration: config.generator.stale_duration,
         // A list that another process polls may be older than one interval, if somebody else builds the index, but not than some.
-        published_window: config.storage.blocklist.interval * 4,
+        published_window: if interval.is_zero() { dataflow::Settings::default().published_window } else { interval * 4 },
         ..dataflow::Settings::default()
     };
+    let mesh = mesh(app, part.membership, part.role)?;
+    let alone = mesh.is_none();
+    let manifests = if alone {
+        // Beside the log, since one is worth nothing without the other.
+        ManifestStore::new(Arc::new(local(&config.storage.wal.dir)?), "manifest")
+    } else {
+        // Whoever commits next must see it.
+        let (bucket, folder) = store.dataflow_folder();
+        ManifestStore::new(bucket, folder)
+    };
     let components = Components {
-        wal: wal.clone(),
+        wal: part.wal.cloned(),
         store: store.clone(),
         block_settings: Arc::new(block_settings(&config.storage.block)?),
         blocklist: blocklist.clone(),
-        // Beside the log, since one is worth nothing without the other.
-        manifests: ManifestStore::new(Arc::new(local(&config.storage.wal.dir)?), "manifest"),
+        manifests,
         clock: Arc::clone(&app.clock),
         generator: Some(Generator { tenants: Arc::new(TenantLimits(Arc::clone(&app.overrides))), snapshots: snapshots.clone() }),
         runtime: tokio::runtime::Handle::current(),
     };
-    let dataflow = Arc::new(Dataflow::start(settings, components, &app.registry)?);
-    let (stopping, flush) = (Arc::clone(&dataflow), ingester.flush_all_on_shutdown);
+    let dataflow = match mesh {
+        Some(mesh) => Dataflow::join_mesh(settings, components, mesh, &app.registry).await?,
+        None => Dataflow::start(settings, components, &app.registry)?,
+    };
+    let dataflow = Arc::new(dataflow);
+    // Who has no log has nothing that is not in others'.
+    let (stopping, flush) = (Arc::clone(&dataflow), ingester.flush_all_on_shutdown && part.wal.is_some());
     app.started("dataflow", move || async move {
         let flushed = async {
             if flush {
-                tokio::time::timeout(FLUSH_DEADLINE, stopping.flush()).await.context("flush on shutdown: the bucket does not answer")??;
+                let flushed = tokio::time::timeout(FLUSH_DEADLINE, flush_once_formed(&stopping)).await;
+                flushed.context("flush on shutdown: the bucket or the others do not answer")??;
             }
             Ok(())
         };
@@ -279,11 +442,26 @@ async fn start_dataflow(
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(RECOVERY_DEADLINE, recovered).await.context("the dataflow did not recover")?;
-    let ready = Arc::clone(&dataflow);
-    let check = move || if ready.is_running() { Ok(()) } else { Err("Ingester not ready: dataflow is re-forming".to_owned()) };
-    app.admin.check_ready_by(vec![Box::new(check)]);
+    if alone {
+        tokio::time::timeout(RECOVERY_DEADLINE, recovered).await.context("the dataflow did not recover")?;
+        let ready = Arc::clone(&dataflow);
+        let check = move || if ready.is_running() { Ok(()) } else { Err("Ingester not ready: dataflow is re-forming".to_owned()) };
+        app.admin.check_ready_by(vec![Box::new(check)]);
+    } else if tokio::time::timeout(FORMATION_WAIT, recovered).await.is_err() {
+        // Neither here nor later does a cluster without a majority stop ingest: the log takes what comes.
+        tracing::warn!("the dataflow has not formed with the others yet, going on without");
+    }
     Ok(dataflow)
+}
+
+/// Flushes, again where the generation ended meanwhile: others may be stopping too.
+async fn flush_once_formed(dataflow: &Dataflow) -> Result<(), DataflowError> {
+    loop {
+        match dataflow.flush().await {
+            Err(DataflowError::Reforming) => tokio::time::sleep(Duration::from_millis(100)).await,
+            outcome => return outcome,
+        }
+    }
 }
 
 /// How blocks are written.
@@ -332,6 +510,8 @@ impl ingest::Overrides for TenantLimits {
             rate_limit_bytes: limits.rate_limit_bytes,
             burst_size_bytes: limits.burst_size_bytes,
             max_traces_per_user: limits.max_traces_per_user,
+            max_global_traces_per_user: limits.max_global_traces_per_user,
+            tenant_shard_size: usize::try_from(limits.tenant_shard_size).unwrap_or(usize::MAX),
             max_bytes_per_trace: limits.max_bytes_per_trace,
             max_attribute_bytes: usize::try_from(limits.max_attribute_bytes).unwrap_or(usize::MAX),
             retry_info_enabled: limits.retry_info_enabled,

@@ -7,7 +7,7 @@
 //!  querier         frontends ─► Workers ─► Units ─► bucket, and rubato.Recent of the processes that take spans in
 //! ```
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::Router;
 use prometheus::Registry;
@@ -15,12 +15,12 @@ use query::{
     Engine, Recent, RecentSource, Units,
     frontend::{Frontend, FrontendService},
     job::Runner,
-    querier::{Ingesters, RecentService, Workers},
+    querier::{Addresses, Ingesters, RecentService, Workers, look_up},
 };
 use storage::{backend::Store, blocklist::Blocklist, cache::Role};
 use tonic::service::{Routes, RoutesBuilder};
 
-use crate::{app::App, modules::TenantLimits, process};
+use crate::{app::App, modules::TenantLimits, process, user_overrides};
 
 /// What an opened block keeps in memory at most: bloom shards and dictionaries, 1 MiB each.
 const OPEN_BLOCK_BYTES: u64 = 2 << 20;
@@ -46,6 +46,19 @@ pub(crate) fn start_in_one_process(
         }
         Ok(())
     });
+    let services = recent_builder(app, units, &settings)?;
+    serve(app, frontend, settings, blocklist, services, more)
+}
+
+/// The recent data of this process, for others to ask.
+pub(crate) fn recent_services(app: &App, store: Store, blocklist: Blocklist, recent: Arc<dyn Recent>) -> anyhow::Result<Routes> {
+    let settings = settings(app)?;
+    let units: Arc<dyn Runner> = Arc::new(Units::new(&settings, store, Some(blocklist), RecentSource::Here(recent), &app.registry)?);
+    Ok(recent_builder(app, units, &settings)?.routes())
+}
+
+/// `rubato.Recent` for our queriers, `tempopb.Querier` for Tempo's.
+fn recent_builder(app: &App, units: Arc<dyn Runner>, settings: &query::Settings) -> anyhow::Result<RoutesBuilder> {
     let grpc = &app.config.server.grpc;
     // Answers are as large as queriers take them.
     let max_answer_bytes = app.config.querier.workers.max_receive_bytes;
@@ -55,7 +68,7 @@ pub(crate) fn start_in_one_process(
     let mut services = Routes::builder();
     services.add_service(RecentService::new(units).into_server(receive, max_answer_bytes));
     services.add_service(for_tempo);
-    serve(app, frontend, settings, blocklist, services, more)
+    Ok(services)
 }
 
 /// A frontend whose jobs queriers run.
@@ -71,22 +84,26 @@ pub(crate) fn start_frontend(app: &mut App, store: &Store, blocklist: Blocklist)
     serve(app, frontend, settings, blocklist, Routes::builder(), |_, _| (Router::new(), Vec::new()))
 }
 
-/// A querier without an API.
-pub(crate) fn start_querier(app: &mut App, store: Store) -> anyhow::Result<()> {
+/// A querier without an API. It asks the ingesters of `ring`, unless it is told where they are.
+pub(crate) fn start_querier(app: &mut App, store: Store, ring: Option<Addresses>) -> anyhow::Result<()> {
     let config = Arc::clone(&app.config);
     let querier = &config.querier;
-    for (key, value) in
-        [("querier.frontend_worker.frontend_address", &querier.workers.frontends), ("rubato.querier.ingester_address", &querier.ingesters)]
-    {
-        anyhow::ensure!(!value.is_empty(), "the target \"querier\" needs {key}: host:port, several of them separated by commas");
-    }
+    let needs = |key: &str| format!("the target \"querier\" needs {key}: host:port, several of them separated by commas");
+    anyhow::ensure!(!querier.workers.frontends.is_empty(), needs("querier.frontend_worker.frontend_address"));
     let mut workers = querier.workers.clone();
     if workers.id.is_empty() {
         let host = std::env::var("HOSTNAME").ok().filter(|host| !host.is_empty()).unwrap_or_else(|| "querier".to_owned());
         // Several may run on one host.
         workers.id = format!("{host}-{}", std::process::id());
     }
-    let ingesters = Ingesters::new(&querier.ingesters, workers.lookup_interval, workers.max_receive_bytes, &app.registry)?;
+    let addresses = match ring {
+        Some(ring) if querier.ingesters.is_empty() => ring,
+        None if querier.ingesters.is_empty() => {
+            anyhow::bail!("{}, or a ring: ingester.lifecycler.ring.kvstore.store: memberlist", needs("rubato.querier.ingester_address"))
+        }
+        _ => ingester_addresses(app, querier.ingesters.clone(), workers.lookup_interval),
+    };
+    let ingesters = Ingesters::new(addresses, workers.max_receive_bytes, &app.registry)?;
     let recent = RecentSource::Elsewhere(Arc::new(ingesters));
     let units = Units::new(&settings(app)?, store, None, recent, &app.registry)?;
     let workers = Arc::new(Workers::new(workers, Arc::new(units), &app.registry)?);
@@ -97,6 +114,19 @@ pub(crate) fn start_querier(app: &mut App, store: Store) -> anyhow::Result<()> {
     app.admin.serve_api(Router::new(), Vec::new());
     app.admin.serve_grpc(Routes::default());
     Ok(())
+}
+
+/// Where the processes are that take spans in: what the configured names stand for, looked up again and again.
+fn ingester_addresses(app: &mut App, names: String, every: Duration) -> Addresses {
+    let (known, addresses) = tokio::sync::watch::channel(Arc::from([]));
+    app.spawn("ingester-addresses", async move |mut shutdown| {
+        tokio::select! {
+            () = look_up(names, every, known) => {}
+            () = shutdown.wait() => {}
+        }
+        Ok(())
+    });
+    addresses
 }
 
 /// The queue of this process. It is closed before the servers stop, since its streams have no end of their own.
@@ -128,8 +158,17 @@ fn serve(
         .max_encoding_message_size(grpc.max_send_bytes);
     services.add_service(streaming);
     services.add_service(FrontendService::new(frontend).into_server(grpc.max_receive_bytes, grpc.max_send_bytes));
-    let (more, paths) = more(app, &engine);
-    let routes = ROUTES.iter().map(|route| format!("{}{route}", app.config.http_api_prefix)).chain(paths).collect();
+    let (more, mut paths) = more(app, &engine);
+    let more = match &app.user_overrides {
+        Some(user_overrides) => {
+            paths.push(format!("{}{}", app.config.http_api_prefix, user_overrides::ROUTE));
+            more.merge(user_overrides.router(&app.config.http_api_prefix))
+        }
+        None => more,
+    };
+    let prefix = &app.config.http_api_prefix;
+    let internal = ROUTES.iter().take(QUERIES).map(|route| format!("/querier{prefix}{route}"));
+    let routes = ROUTES.iter().map(|route| format!("{prefix}{route}")).chain(internal).chain(paths).collect();
     app.admin.serve_grpc(services.routes());
     app.admin.serve_api(query::router(engine, api).merge(more), routes);
     Ok(())
@@ -153,6 +192,8 @@ fn settings(app: &App) -> anyhow::Result<query::Settings> {
         memory_bytes_per_query: app.sizes.query_bytes / 2,
         target_bytes_per_job: config.query_frontend.target_bytes_per_job,
         concurrent_jobs: config.query_frontend.concurrent_jobs,
+        metrics_bytes_per_job: config.query_frontend.metrics_bytes_per_job,
+        metrics_concurrent_jobs: config.query_frontend.metrics_concurrent_jobs,
         trace_shards: config.query_frontend.trace_shards,
         concurrent_shards: config.query_frontend.concurrent_shards,
         concurrent_scans: app.sizes.async_threads,
@@ -177,6 +218,7 @@ fn api_settings(app: &App) -> anyhow::Result<query::ApiSettings> {
         max_spans_per_spanset: usize::try_from(config.query.max_spans_per_span_set)?,
         max_search_duration: config.query.max_search_duration.unwrap_or_default(),
         max_query_bytes: usize::try_from(config.query.max_expression_bytes)?,
+        logged_headers: config.query.logged_headers.clone(),
         url_deny_list: config.query.denied_urls.clone(),
         query_end_cutoff: config.query.end_cutoff,
         max_condition_groups: usize::try_from(config.query.max_condition_groups)?,
@@ -192,6 +234,9 @@ fn api_settings(app: &App) -> anyhow::Result<query::ApiSettings> {
         },
     })
 }
+
+/// How many of them are queries, which are answered below `/querier`, too.
+const QUERIES: usize = 9;
 
 /// Path templates of the query API, for `/status/endpoints`.
 const ROUTES: &[&str] = &[

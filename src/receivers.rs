@@ -1,33 +1,36 @@
 //! The receivers: one socket and one service for each that the configuration names, all before the same distributor.
 
-use std::{collections::HashMap, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, pin::Pin, sync::Arc};
 
-use storage::wal::Wal;
 use tokio::net::{TcpListener, UdpSocket};
+
+use anyhow::Context as _;
 
 use crate::{
     app::App,
+    auth::Credentials,
     config::{Grpc, Http, Udp},
     http,
-    modules::TenantLimits,
+    tls::ServerTls,
+    write_path,
 };
 
-/// Bytes of requests between socket and log, at most.
-const MAX_INGEST_BYTES: u64 = 256 << 20;
-/// How long a request may wait for its share of those.
-const INGEST_WAIT: Duration = Duration::from_secs(5);
-/// Retry hint of refused requests where the configuration says nothing: without one, OTLP clients drop what was refused.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// A receiver's socket and how connections to it are treated.
+#[derive(Debug)]
+struct Socket {
+    listener: TcpListener,
+    server: ingest::ServerSettings,
+}
 
 /// The sockets of the receivers.
 #[derive(Debug, Default)]
 pub(crate) struct Receivers {
-    otlp_grpc: Vec<(TcpListener, Grpc)>,
-    otlp_http: Vec<(TcpListener, Http, String)>,
-    jaeger_grpc: Vec<(TcpListener, Grpc)>,
-    jaeger_http: Vec<(TcpListener, Http)>,
+    otlp_grpc: Vec<(Socket, Grpc)>,
+    otlp_http: Vec<(Socket, Http, String)>,
+    jaeger_grpc: Vec<(Socket, Grpc)>,
+    jaeger_http: Vec<(Socket, Http)>,
     jaeger_udp: Vec<(UdpSocket, Udp, ingest::ThriftProtocol)>,
-    zipkin: Vec<(TcpListener, Http, bool)>,
+    zipkin: Vec<(Socket, Http, bool)>,
 }
 
 impl Receivers {
@@ -42,18 +45,29 @@ impl Receivers {
         if let Some(name) = config.unavailable.first() {
             anyhow::bail!("distributor.receivers.{name} is not available in this version of Rubato");
         }
+        let admit = Credentials::read(&app.config.server.auth)?.map(|credentials| credentials as Arc<dyn ingest::Admit>);
+        // Datagrams carry no credentials.
+        if admit.is_some() && (!config.jaeger_compact.is_empty() || !config.jaeger_binary.is_empty()) {
+            anyhow::bail!("rubato.auth: Jaeger's thrift_compact and thrift_binary cannot ask for credentials: remove these receivers");
+        }
+        let socket = async |endpoint: &str, tls: &Option<ServerTls>| -> anyhow::Result<Socket> {
+            let listener = http::bind(endpoint).await?;
+            let tls = tls.as_ref().map(ServerTls::config).transpose();
+            let tls = tls.with_context(|| format!("TLS of the receiver on {endpoint}"))?;
+            Ok(Socket { listener, server: ingest::ServerSettings { tls, admit: admit.clone(), ..ingest::ServerSettings::default() } })
+        };
         let mut receivers = Self::default();
         for grpc in config.otlp_grpc {
-            receivers.otlp_grpc.push((http::bind(&grpc.endpoint).await?, grpc));
+            receivers.otlp_grpc.push((socket(&grpc.endpoint, &grpc.tls).await?, grpc));
         }
         for (http, path) in config.otlp_http {
-            receivers.otlp_http.push((http::bind(&http.endpoint).await?, http, path));
+            receivers.otlp_http.push((socket(&http.endpoint, &http.tls).await?, http, path));
         }
         for grpc in config.jaeger_grpc {
-            receivers.jaeger_grpc.push((http::bind(&grpc.endpoint).await?, grpc));
+            receivers.jaeger_grpc.push((socket(&grpc.endpoint, &grpc.tls).await?, grpc));
         }
         for http in config.jaeger_http {
-            receivers.jaeger_http.push((http::bind(&http.endpoint).await?, http));
+            receivers.jaeger_http.push((socket(&http.endpoint, &http.tls).await?, http));
         }
         let compact = config.jaeger_compact.into_iter().map(|udp| (udp, ingest::ThriftProtocol::Compact));
         let binary = config.jaeger_binary.into_iter().map(|udp| (udp, ingest::ThriftProtocol::Binary));
@@ -63,47 +77,39 @@ impl Receivers {
             receivers.jaeger_udp.push((socket, udp, protocol));
         }
         for (http, parse_string_tags) in config.zipkin {
-            receivers.zipkin.push((http::bind(&http.endpoint).await?, http, parse_string_tags));
+            receivers.zipkin.push((socket(&http.endpoint, &http.tls).await?, http, parse_string_tags));
         }
         Ok(receivers)
     }
 
     /// Begins to take spans.
-    pub(crate) fn serve(self, app: &mut App, wal: &Wal) -> anyhow::Result<()> {
-        let distributor = distributor(app, wal)?;
-        let bytes = usize::try_from(app.sizes.ingest_bytes.min(MAX_INGEST_BYTES))?;
-        let budget = ingest::Budget::new(bytes, INGEST_WAIT, &app.registry)?;
+    pub(crate) fn serve(self, app: &mut App, distributor: &ingest::Distributor) -> anyhow::Result<()> {
+        let budget = ingest::Budget::new(write_path::budget_bytes(app)?, write_path::BUDGET_WAIT, &app.registry)?;
         let multitenancy = app.config.multitenancy;
         let clock = Arc::clone(&app.clock);
         let mut services = Services { app, numbers: HashMap::new() };
-        let grpc_settings = |grpc: &Grpc| ingest::GrpcSettings {
-            max_message_bytes: grpc.max_message_bytes,
-            multitenancy,
-            ..ingest::GrpcSettings::default()
-        };
-        for (listener, grpc) in self.otlp_grpc {
-            let (settings, distributor, budget) = (grpc_settings(&grpc), distributor.clone(), budget.clone());
+        let grpc_settings = |grpc: &Grpc, server| ingest::GrpcSettings { max_message_bytes: grpc.max_message_bytes, multitenancy, server };
+        for (Socket { listener, server }, grpc) in self.otlp_grpc {
+            let (settings, distributor, budget) = (grpc_settings(&grpc, server), distributor.clone(), budget.clone());
             services.spawn("otlp-grpc", listener.local_addr()?, |shutdown| {
                 ingest::otlp_grpc(listener, settings, distributor, budget, shutdown)
             });
         }
-        for (listener, http, traces_path) in self.otlp_http {
-            let settings =
-                ingest::HttpSettings { max_body_bytes: http.max_body_bytes, traces_path, multitenancy, ..ingest::HttpSettings::default() };
+        for (Socket { listener, server }, http, traces_path) in self.otlp_http {
+            let settings = ingest::HttpSettings { max_body_bytes: http.max_body_bytes, traces_path, multitenancy, server };
             let (distributor, budget) = (distributor.clone(), budget.clone());
             services.spawn("otlp-http", listener.local_addr()?, |shutdown| {
                 ingest::otlp_http(listener, settings, distributor, budget, shutdown)
             });
         }
-        for (listener, grpc) in self.jaeger_grpc {
-            let (settings, distributor, budget) = (grpc_settings(&grpc), distributor.clone(), budget.clone());
+        for (Socket { listener, server }, grpc) in self.jaeger_grpc {
+            let (settings, distributor, budget) = (grpc_settings(&grpc, server), distributor.clone(), budget.clone());
             services.spawn("jaeger-grpc", listener.local_addr()?, |shutdown| {
                 ingest::jaeger_grpc(listener, settings, distributor, budget, shutdown)
             });
         }
-        for (listener, http) in self.jaeger_http {
-            let settings =
-                ingest::JaegerHttpSettings { max_body_bytes: http.max_body_bytes, multitenancy, ..ingest::JaegerHttpSettings::default() };
+        for (Socket { listener, server }, http) in self.jaeger_http {
+            let settings = ingest::JaegerHttpSettings { max_body_bytes: http.max_body_bytes, multitenancy, server };
             let (distributor, budget) = (distributor.clone(), budget.clone());
             services.spawn("jaeger-thrift-http", listener.local_addr()?, |shutdown| {
                 ingest::jaeger_thrift_http(listener, settings, distributor, budget, shutdown)
@@ -117,13 +123,8 @@ impl Receivers {
                 ingest::jaeger_thrift_udp(socket, settings, distributor, shutdown)
             });
         }
-        for (listener, http, parse_string_tags) in self.zipkin {
-            let settings = ingest::ZipkinSettings {
-                max_body_bytes: http.max_body_bytes,
-                parse_string_tags,
-                multitenancy,
-                ..ingest::ZipkinSettings::default()
-            };
+        for (Socket { listener, server }, http, parse_string_tags) in self.zipkin {
+            let settings = ingest::ZipkinSettings { max_body_bytes: http.max_body_bytes, parse_string_tags, multitenancy, server };
             let (distributor, budget, clock) = (distributor.clone(), budget.clone(), Arc::clone(&clock));
             services.spawn("zipkin", listener.local_addr()?, |shutdown| {
                 ingest::zipkin(listener, settings, distributor, budget, clock, shutdown)
@@ -131,26 +132,6 @@ impl Receivers {
         }
         Ok(())
     }
-}
-
-/// The distributor of this process.
-fn distributor(app: &App, wal: &Wal) -> anyhow::Result<ingest::Distributor> {
-    let config = &app.config;
-    let written = config.settings.written("distributor.retry_after_on_resource_exhausted").is_some();
-    let retry_after = config.distributor.retry_after.or((!written).then_some(RETRY_AFTER)).unwrap_or_default();
-    let settings = ingest::DistributorSettings {
-        max_attribute_bytes: usize::try_from(config.distributor.max_attribute_bytes)?,
-        retry_after_on_resource_exhausted: retry_after,
-        rate_strategy: match config.settings.text("overrides.defaults.ingestion.rate_strategy") {
-            // One process is the only distributor there is.
-            "global" => ingest::RateStrategy::Global { distributors: 1 },
-            _ => ingest::RateStrategy::Local,
-        },
-        trace_idle_period: config.ingester.trace_idle_period,
-        ..ingest::DistributorSettings::default()
-    };
-    let limits = Arc::new(TenantLimits(Arc::clone(&app.overrides)));
-    Ok(ingest::Distributor::new(settings, Arc::new(wal.clone()), limits, Arc::clone(&app.clock), &app.registry)?)
 }
 
 /// Starts receivers as services, those of one kind under names of their own.

@@ -15,13 +15,14 @@ const AZURE_ATTEMPTS: u32 = 4;
 /// Smallest part that S3 takes.
 const MIN_PART_BYTES: u64 = 5 << 20;
 
-/// The store that is meant.
-pub(super) fn backend(s: &Settings, problems: &mut Vec<Problem>) -> Backend {
-    let settings = match s.text("storage.trace.backend") {
-        "local" => storage::backend::Settings::Local(PathBuf::from(s.text("storage.trace.local.path"))),
-        "s3" => storage::backend::Settings::S3(Box::new(s3(&Keys { s, block: "storage.trace.s3" }, problems))),
-        "gcs" => storage::backend::Settings::Gcs(Box::new(gcs(&Keys { s, block: "storage.trace.gcs" }))),
-        "azure" => storage::backend::Settings::Azure(Box::new(azure(&Keys { s, block: "storage.trace.azure" }))),
+/// The store that is meant by the keys below `client`.
+pub(super) fn backend(s: &Settings, client: &str, problems: &mut Vec<Problem>) -> Backend {
+    let keys = |name: &str| Keys { s, block: format!("{client}.{name}") };
+    let settings = match s.text(&format!("{client}.backend")) {
+        "local" => storage::backend::Settings::Local(PathBuf::from(keys("local").text("path"))),
+        "s3" => storage::backend::Settings::S3(Box::new(s3(&keys("s3"), problems))),
+        "gcs" => storage::backend::Settings::Gcs(Box::new(gcs(&keys("gcs")))),
+        "azure" => storage::backend::Settings::Azure(Box::new(azure(&keys("azure")))),
         name => return Backend::Unknown(name.to_owned()),
     };
     Backend::Store(settings)
@@ -30,7 +31,7 @@ pub(super) fn backend(s: &Settings, problems: &mut Vec<Problem>) -> Backend {
 /// The keys of a block.
 struct Keys<'a> {
     s: &'a Settings,
-    block: &'static str,
+    block: String,
 }
 
 impl Keys<'_> {

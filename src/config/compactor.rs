@@ -82,7 +82,7 @@ rubato:
 overrides: {defaults: {compaction: {block_retention: 1h, compaction_window: 5m, compaction_disabled: true}}}
 ";
         let config = parse(text, &Request::default()).expect("right keys");
-        assert_eq!(config.unused_keys(), ["compactor.ring.instance_id"], "the ring comes with the cluster");
+        assert_eq!(config.unused_keys(), [""; 0]);
         let (compactor, minutes) = (&config.compactor, |minutes: u64| Duration::from_secs(minutes * 60));
         assert!(compactor.disabled);
         assert_eq!(compactor.jobs, Some(4));

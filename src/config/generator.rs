@@ -16,7 +16,7 @@ use dataflow::{
         filter::Filter,
         settings::{
             Common, DimensionMapping, FilterPolicy, Histograms, HostInfo, IntrinsicDimensions, MatchAttribute, MatchType, MatchValue,
-            PolicyMatch, SPAN_METRICS_BUCKETS, ServiceGraphs, Settings as Processors, SpanMetrics,
+            PolicyMatch, SPAN_METRICS_BUCKETS, ServiceGraphs, Settings as Processors, SpanMetrics, SpanNames,
         },
     },
     remote_write::{self, TenantSettings},
@@ -81,6 +81,7 @@ pub(super) fn generator(s: &Settings, problems: &mut Vec<Problem>) -> Generator 
             enable_instance_label: s.flag(&spans("enable_instance_label")),
             target_info_excluded_dimensions: s.strings(&spans("target_info_excluded_dimensions")),
             span_multiplier_key: s.text(&spans("span_multiplier_key")).to_owned(),
+            enable_tracestate_span_multiplier: s.flag(&spans("enable_tracestate_span_multiplier")),
         },
         service_graphs: ServiceGraphs {
             wait: s.duration(&graphs("wait")),
@@ -93,6 +94,8 @@ pub(super) fn generator(s: &Settings, problems: &mut Vec<Problem>) -> Generator 
             peer_attributes: s.strings(&graphs("peer_attributes")),
             database_name_attributes: s.strings(&graphs("database_name_attributes")),
             span_multiplier_key: s.text(&graphs("span_multiplier_key")).to_owned(),
+            enable_tracestate_span_multiplier: s.flag(&graphs("enable_tracestate_span_multiplier")),
+            filter_policies: policies(s.get(&graphs("filter_policies"))),
         },
         host_info: HostInfo {
             host_identifiers: s.strings(&path("processor.host_info.host_identifiers")),
@@ -157,11 +160,12 @@ pub(super) fn checks<'a>(get: impl Fn(&str) -> &'a Value, is_component: bool) ->
             wrong.push((key, "must be strictly increasing".to_owned()));
         }
     }
-    let key = "processor.span_metrics.filter_policies";
-    for (index, policy) in blocks(get(key)).into_iter().enumerate() {
-        let checked = policy_of(policy).and_then(|policy| Filter::new(&[policy]).map_err(|error| error.to_string()));
-        if let Err(why) = checked {
-            wrong.push((key, format!("[{index}]: {why}")));
+    for key in ["processor.service_graphs.filter_policies", "processor.span_metrics.filter_policies"] {
+        for (index, policy) in blocks(get(key)).into_iter().enumerate() {
+            let checked = policy_of(policy).and_then(|policy| Filter::new(&[policy]).map_err(|error| error.to_string()));
+            if let Err(why) = checked {
+                wrong.push((key, format!("[{index}]: {why}")));
+            }
         }
     }
     let key = "processor.span_metrics.dimension_mappings";
@@ -271,6 +275,11 @@ impl Generator {
                 _ => Histograms::Classic,
             },
             native_histogram_bucket_factor: factor,
+            span_names: match tenant.text("span_name_sanitization").as_deref() {
+                Some("enabled") => SpanNames::Patterns,
+                Some("dry_run") => SpanNames::DryRun,
+                _ => SpanNames::AsTheyAre,
+            },
             ..self.common.clone()
         }
     }
@@ -299,6 +308,7 @@ impl Generator {
         replace(&mut settings.enable_instance_label, tenant.flag(&key("enable_instance_label")));
         replace(&mut settings.target_info_excluded_dimensions, tenant.list(&key("target_info_excluded_dimensions"), strings));
         replace(&mut settings.span_multiplier_key, tenant.text(&key("span_multiplier_key")));
+        replace(&mut settings.enable_tracestate_span_multiplier, tenant.flag(&key("enable_tracestate_span_multiplier")));
         if let Some(Value::Map(entries)) = (tenant.written)(&key("intrinsic_dimensions")) {
             let intrinsic = &mut settings.intrinsic_dimensions;
             for (name, value) in entries {
@@ -327,6 +337,8 @@ impl Generator {
         replace(&mut settings.enable_messaging_system_latency_histogram, tenant.flag(&key("enable_messaging_system_latency_histogram")));
         replace(&mut settings.enable_virtual_node_label, tenant.flag(&key("enable_virtual_node_label")));
         replace(&mut settings.span_multiplier_key, tenant.text(&key("span_multiplier_key")));
+        replace(&mut settings.enable_tracestate_span_multiplier, tenant.flag(&key("enable_tracestate_span_multiplier")));
+        replace(&mut settings.filter_policies, tenant.list(&key("filter_policies"), policies));
         settings
     }
 
@@ -361,7 +373,7 @@ fn policies(value: &Value) -> Vec<FilterPolicy> {
 /// A policy, or what is wrong with it.
 fn policy_of(block: &Settings) -> Result<FilterPolicy, String> {
     let side = |name: &str| block.any_written(name).then(|| match_of(block, name)).transpose();
-    Ok(FilterPolicy { include: side("include")?, exclude: side("exclude")? })
+    Ok(FilterPolicy { include: side("include")?, include_any: side("include_any")?, exclude: side("exclude")? })
 }
 
 fn match_of(block: &Settings, side: &str) -> Result<PolicyMatch, String> {

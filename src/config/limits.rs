@@ -89,12 +89,13 @@ impl Limits {
 
     /// The limits of a tenant's entry.
     pub(crate) fn entry(entry: &Settings, generator: &Generator) -> Self {
-        let get = |path: &str| match entry.written(path) {
-            Some(value) => value.clone(),
-            None if NEVER_ZERO.contains(&path) => entry.get(path).clone(),
-            None => entry.schema().leaf(path).map_or(Value::Null, |leaf| zero(leaf.kind)),
-        };
-        Self::read(&get, &|path| entry.written(path).cloned(), generator)
+        Self::read(&|path| of_entry(entry, path), &|path| entry.written(path).cloned(), generator)
+    }
+
+    /// The limits of a tenant that has set some for itself: those go before what its entry says, or else the defaults of `file`. Processors that
+    /// any of them names run.
+    pub(crate) fn of_user(user: &Settings, entry: Option<&Settings>, file: &Settings, generator: &Generator) -> Self {
+        Self::read(&|path| of_user(user, entry, file, path), &|path| written_for_user(user, entry, file, path), generator)
     }
 
     fn read(get: &dyn Fn(&str) -> Value, written: &dyn Fn(&str) -> Option<Value>, generator: &Generator) -> Self {
@@ -151,6 +152,40 @@ impl Limits {
     }
 }
 
+/// What a tenant's entry says of a key, which replaces all defaults.
+fn of_entry(entry: &Settings, path: &str) -> Value {
+    match entry.written(path) {
+        Some(value) => value.clone(),
+        None if NEVER_ZERO.contains(&path) => entry.get(path).clone(),
+        None => entry.schema().leaf(path).map_or(Value::Null, |leaf| zero(leaf.kind)),
+    }
+}
+
+/// What holds of a key for a tenant that has set some for itself.
+pub(super) fn of_user(user: &Settings, entry: Option<&Settings>, file: &Settings, path: &str) -> Value {
+    let runtime = match entry {
+        Some(entry) => of_entry(entry, path),
+        None => file.get(&join("overrides.defaults", path)).clone(),
+    };
+    match (user.written(path), runtime) {
+        (Some(own), runtime) if path == "metrics_generator.processors" => {
+            let all: BTreeSet<String> = strings(own).into_iter().chain(strings(&runtime)).collect();
+            Value::List(all.into_iter().map(Value::Text).collect())
+        }
+        (Some(own), _) => own.clone(),
+        (None, runtime) => runtime,
+    }
+}
+
+/// The same, if anybody wrote it.
+fn written_for_user(user: &Settings, entry: Option<&Settings>, file: &Settings, path: &str) -> Option<Value> {
+    let runtime = match entry {
+        Some(entry) => entry.written(path).cloned(),
+        None => file.written(&join("overrides.defaults", path)).cloned(),
+    };
+    if user.written(path).is_some() { Some(of_user(user, entry, file, path)) } else { runtime }
+}
+
 /// Moves what is written in the flat spelling below `flat` to the scoped one below `scoped`; says whether there was any.
 /// Mixing both spellings is a problem.
 pub(crate) fn translate_legacy(settings: &mut Settings, flat: &str, scoped: &str, problems: &mut Vec<Problem>) -> bool {
@@ -188,6 +223,10 @@ pub(crate) fn validate(settings: &Settings, prefix: &str, name: &str, problems: 
     let mode = settings.text(&join(prefix, "metrics_generator.generate_native_histograms"));
     if !matches!(mode, "" | "classic" | "native" | "both") {
         problem("metrics_generator.generate_native_histograms", format!("\"{mode}\" is not one of classic, native, both"));
+    }
+    let mode = settings.text(&join(prefix, "metrics_generator.span_name_sanitization"));
+    if !matches!(mode, "" | "dry_run" | "enabled") {
+        problem("metrics_generator.span_name_sanitization", format!("\"{mode}\" is not one of dry_run, enabled"));
     }
     let factor = settings.float(&join(prefix, "metrics_generator.native_histogram_bucket_factor"));
     if factor != 0.0 && factor <= 1.0 {

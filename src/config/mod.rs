@@ -14,6 +14,7 @@
 mod bucket;
 mod cache;
 mod check;
+mod cluster;
 mod compactor;
 mod document;
 mod expand;
@@ -21,23 +22,27 @@ mod generator;
 mod limits;
 mod migrate;
 mod overrides;
+mod own;
 mod receivers;
 mod remote_write;
 mod scalar;
 mod schema;
 mod settings;
 mod status;
+mod tls;
 mod warnings;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 pub(crate) use cache::Cache;
+pub(crate) use cluster::{Cluster, KvStore, Memberlist, Ring};
 pub(crate) use compactor::Compactor;
 pub(crate) use document::Problem;
 pub(crate) use generator::Generator;
 pub(crate) use limits::Limits;
 pub(crate) use migrate::migrate;
 pub(crate) use overrides::Overrides;
+pub(crate) use own::{OwnOverrides, conflicts, to_json};
 pub(crate) use receivers::{Grpc, Http, Receivers, Udp};
 pub(crate) use scalar::{Value, duration};
 pub(crate) use settings::Settings;
@@ -46,6 +51,8 @@ pub(crate) use warnings::Warning;
 
 use schema::Status;
 use storage::blocklist;
+
+use crate::{auth::AuthFiles, tls::ServerTls};
 
 /// The targets that run everything in one process.
 pub(crate) const SINGLE_BINARY: &[&str] = &["all", "scalable-single-binary"];
@@ -58,6 +65,15 @@ pub(crate) const QUERY_FRONTEND: &str = "query-frontend";
 
 /// The target that runs jobs for query-frontends.
 pub(crate) const QUERIER: &str = "querier";
+
+/// The target that takes spans and sends each trace to its ingesters.
+pub(crate) const DISTRIBUTOR: &str = "distributor";
+
+/// The target that keeps recent spans and makes blocks of them.
+pub(crate) const INGESTER: &str = "ingester";
+
+/// The target that owns the series of the dataflow and sends them.
+pub(crate) const METRICS_GENERATOR: &str = "metrics-generator";
 
 /// What to load.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +91,10 @@ pub(crate) struct Request {
 pub(crate) struct Server {
     /// `host:port` of the HTTP server.
     pub(crate) http_endpoint: String,
+    /// How the HTTP server's connections are encrypted; none is in the clear.
+    pub(crate) http_tls: Option<ServerTls>,
+    /// Who may use HTTP server and receivers; no files are everybody.
+    pub(crate) auth: AuthFiles,
     /// The gRPC server.
     pub(crate) grpc: GrpcServer,
     /// Whether the HTTP port takes gRPC, too.
@@ -89,8 +109,23 @@ pub(crate) struct Server {
     pub(crate) instrument: bool,
     /// How long open requests may take at shutdown.
     pub(crate) graceful_shutdown_timeout: Duration,
+    /// Times that clients are given.
+    pub(crate) http_timeouts: HttpTimeouts,
     /// `host:port` of the internal server, which answers `/ready` only.
     pub(crate) internal_endpoint: Option<String>,
+    /// How its connections are encrypted; none is in the clear.
+    pub(crate) internal_tls: Option<ServerTls>,
+}
+
+/// How long the HTTP server waits for clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HttpTimeouts {
+    /// For the next request of a connection and its head.
+    pub(crate) idle: Option<Duration>,
+    /// For the whole of a request, once its head is there.
+    pub(crate) read: Option<Duration>,
+    /// For a client that does not take any of its answer.
+    pub(crate) write: Option<Duration>,
 }
 
 /// The gRPC server.
@@ -112,6 +147,8 @@ pub(crate) struct GrpcServer {
     pub(crate) keepalive_time: Duration,
     /// How long the answer to a ping may take.
     pub(crate) keepalive_timeout: Duration,
+    /// How connections are encrypted; none is in the clear.
+    pub(crate) tls: Option<ServerTls>,
 }
 
 /// The write path.
@@ -165,6 +202,8 @@ pub(crate) struct Query {
     pub(crate) max_expression_bytes: u64,
     /// Whether a query may name several tenants.
     pub(crate) multi_tenant: bool,
+    /// Headers that are logged with each query.
+    pub(crate) logged_headers: Vec<String>,
     /// URLs that are refused.
     pub(crate) denied_urls: Vec<regex::Regex>,
     /// What is younger is hidden from all but lookups of traces.
@@ -191,6 +230,10 @@ pub(crate) struct QueryFrontend {
     pub(crate) concurrent_jobs: usize,
     /// Bytes of blocks of a job.
     pub(crate) target_bytes_per_job: u64,
+    /// Jobs of a metrics query at the same time.
+    pub(crate) metrics_concurrent_jobs: usize,
+    /// Bytes of blocks of a job of a metrics query.
+    pub(crate) metrics_bytes_per_job: u64,
     /// Jobs of the look-up of a trace.
     pub(crate) trace_shards: usize,
     /// Those at the same time; 0 is all.
@@ -204,6 +247,19 @@ pub(crate) struct Querier {
     pub(crate) workers: query::querier::WorkerSettings,
     /// `host:port` of the processes that take spans in, separated by commas.
     pub(crate) ingesters: String,
+}
+
+/// Overrides that tenants set for themselves.
+#[derive(Clone, Debug)]
+pub(crate) struct UserOverrides {
+    /// Where they are kept.
+    pub(crate) backend: Backend,
+    /// How often they are read again.
+    pub(crate) poll_interval: Duration,
+    /// Whether a tenant whose entry says something of the same keys may not begin to set them.
+    pub(crate) check_conflicts: bool,
+    /// The forwarders that there are.
+    pub(crate) forwarders: Vec<String>,
 }
 
 /// Where blocks live.
@@ -318,6 +374,8 @@ pub(crate) struct Config {
     pub(crate) storage: Storage,
     /// The dataflow.
     pub(crate) dataflow: Dataflow,
+    /// Rings and gossip.
+    pub(crate) cluster: Cluster,
     /// Compaction and retention.
     pub(crate) compactor: Compactor,
     /// The metrics-generator.
@@ -330,6 +388,8 @@ pub(crate) struct Config {
     pub(crate) memory_ratio: f64,
     /// Limits of tenants.
     pub(crate) overrides: overrides::Source,
+    /// What tenants may set for themselves, if they may.
+    pub(crate) user_overrides: Option<UserOverrides>,
     /// The file that was read; none is the embedded defaults.
     pub(crate) file: Option<PathBuf>,
     /// Every key, for `/status/config` and the warnings.
@@ -464,14 +524,28 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
             storage::wal::Sync::Always
         }
     };
-    let backend = bucket::backend(s, &mut problems);
+    let backend = bucket::backend(s, "storage.trace", &mut problems);
+    let user = "overrides.user_configurable_overrides";
+    let user_overrides = s.flag(&format!("{user}.enabled")).then(|| UserOverrides {
+        backend: bucket::backend(s, &format!("{user}.client"), &mut problems),
+        poll_interval: s.duration(&format!("{user}.poll_interval")),
+        check_conflicts: s.flag(&format!("{user}.api.check_for_conflicting_runtime_overrides")),
+        forwarders: s.blocks("distributor.forwarders").into_iter().map(|forwarder| forwarder.text("name").to_owned()).collect(),
+    });
     let generator = Arc::new(generator::generator(s, &mut problems));
     let denied_urls = denied_urls(s, &mut problems);
+    let cluster = cluster::cluster(s, &mut problems);
     let slo = |path: &str| query::Slo {
         duration: s.duration(&format!("query_frontend.{path}.duration_slo")),
         throughput: s.float(&format!("query_frontend.{path}.throughput_bytes_slo")),
     };
+    let http_tls = tls::of_server(s, "server", "http_tls_config", &mut problems);
+    let grpc_tls = tls::of_server(s, "server", "grpc_tls_config", &mut problems);
+    let internal_tls = tls::of_server(s, "internal_server", "http_tls_config", &mut problems);
+    let path = |key: &str| Some(s.text(key)).filter(|path| !path.is_empty()).map(PathBuf::from);
     if !problems.is_empty() {
+        problems.sort();
+        problems.dedup();
         return Err(problems);
     }
     let config = Config {
@@ -481,6 +555,8 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
         shutdown_delay: s.duration("shutdown_delay"),
         server: Server {
             http_endpoint: endpoint("server", "http"),
+            http_tls,
+            auth: AuthFiles { basic_users: path("rubato.auth.basic_users_file"), bearer_tokens: path("rubato.auth.bearer_tokens_file") },
             grpc: GrpcServer {
                 endpoint: endpoint("server", "grpc"),
                 max_receive_bytes: count("server.grpc_server_max_recv_msg_size"),
@@ -492,14 +568,24 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
                 max_connection_age_grace: finite(s.duration("server.grpc_server_max_connection_age_grace")),
                 keepalive_time: s.duration("server.grpc_server_keepalive_time"),
                 keepalive_timeout: s.duration("server.grpc_server_keepalive_timeout"),
+                tls: grpc_tls,
             },
             grpc_over_http: s.flag("stream_over_http_enabled"),
+            http_timeouts: HttpTimeouts {
+                // One time for both, since nobody can tell a client that has not begun from one that is slow.
+                idle: ["read_header", "idle", "read"]
+                    .iter()
+                    .find_map(|key| nonzero(s.duration(&format!("server.http_server_{key}_timeout")))),
+                read: nonzero(s.duration("server.http_server_read_timeout")),
+                write: nonzero(s.duration("server.http_server_write_timeout")),
+            },
             log_level: s.text("server.log_level").to_owned(),
             log_json: s.text("server.log_format") == "json",
             log_requests_at_info: s.flag("server.log_request_at_info_level_enabled"),
             instrument: s.flag("server.register_instrumentation"),
             graceful_shutdown_timeout: s.duration("server.graceful_shutdown_timeout"),
             internal_endpoint: s.flag("internal_server.enable").then(|| endpoint("internal_server", "http")),
+            internal_tls,
         },
         distributor: Distributor {
             receivers,
@@ -525,6 +611,7 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
             max_spans_per_span_set: s.number("query_frontend.search.max_spans_per_span_set"),
             max_expression_bytes: s.number("query_frontend.max_query_expression_size_bytes"),
             multi_tenant: s.flag("query_frontend.multi_tenant_queries_enabled"),
+            logged_headers: s.strings("query_frontend.log_query_request_headers"),
             denied_urls,
             end_cutoff: s.duration("query_frontend.query_end_cutoff"),
             max_condition_groups: s.number("overrides.defaults.read.max_condition_groups_per_tag_query"),
@@ -553,6 +640,8 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
             concurrent_workers: count("rubato.query_frontend.concurrent_workers"),
             concurrent_jobs: count("query_frontend.search.concurrent_jobs"),
             target_bytes_per_job: s.number("query_frontend.search.target_bytes_per_job"),
+            metrics_concurrent_jobs: count("query_frontend.metrics.concurrent_jobs"),
+            metrics_bytes_per_job: s.number("query_frontend.metrics.target_bytes_per_job"),
             trace_shards: count("query_frontend.trace_by_id.query_shards"),
             concurrent_shards: count("query_frontend.trace_by_id.concurrent_shards"),
         },
@@ -597,13 +686,16 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
             tick: s.duration("rubato.dataflow.tick"),
             checkpoint_interval: s.duration("rubato.dataflow.checkpoint_interval"),
         },
+        cluster,
         compactor: compactor::compactor(s),
         generator: Arc::clone(&generator),
         threads: Some(count("rubato.threads")).filter(|threads| *threads > 0),
         memory_limit: Some(s.number("rubato.memory_limit")).filter(|bytes| *bytes > 0),
         memory_ratio: s.float("memory.automemlimit_ratio"),
+        user_overrides,
         overrides: overrides::Source {
             defaults: Arc::new(Limits::defaults(s, &generator)),
+            settings: s.clone(),
             generator,
             file: Some(s.text("overrides.per_tenant_override_config")).filter(|path| !path.is_empty()).map(PathBuf::from),
             period: s.duration("overrides.per_tenant_override_period"),
@@ -671,10 +763,24 @@ fn validate(s: &Settings, problems: &mut Vec<Problem>) {
             "frontend query shards should be between 2 and 100000 (both inclusive)".to_owned(),
         );
     }
-    for path in ["query_frontend.search.concurrent_jobs", "query_frontend.search.target_bytes_per_job", "query_frontend.max_batch_size"] {
+    for path in [
+        "query_frontend.search.concurrent_jobs",
+        "query_frontend.search.target_bytes_per_job",
+        "query_frontend.search.most_recent_shards",
+        "query_frontend.metrics.concurrent_jobs",
+        "query_frontend.metrics.target_bytes_per_job",
+        "query_frontend.max_batch_size",
+    ] {
         if s.number(path) == 0 {
             problem(path, format!("{path} must be greater than 0"));
         }
+    }
+    if s.duration("query_frontend.metrics.interval").is_zero() {
+        problem("query_frontend.metrics.interval", "query_frontend.metrics.interval must be greater than 0".to_owned());
+    }
+    let (cutoff, after) = ("query_frontend.query_end_cutoff", "query_frontend.search.query_backend_after");
+    if s.duration(cutoff) > s.duration(after) {
+        problem(cutoff, format!("{cutoff} must not be longer than {after}"));
     }
     let prefix = s.text("http_api_prefix");
     if !prefix.is_empty() && !prefix.starts_with('/') {

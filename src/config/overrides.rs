@@ -4,9 +4,10 @@
 //!  file ──every period──► expand, parse, check, validate ──ok──► new table (swapped in at once), metric = 1
 //!                                                   └─error──► the last good table stays, metric = 0
 //!  limits(tenant): exact name ──► "*" ──► defaults
+//!                  and over them what the tenant has set for itself, if it may
 //! ```
 //!
-//! A tenant's entry replaces all defaults; nothing is merged. An error at start is fatal, later ones are not.
+//! A tenant's entry replaces all defaults; nothing is merged, but what tenants set for themselves is. An error at start is fatal, later ones are not.
 
 use std::{
     collections::BTreeMap,
@@ -35,6 +36,8 @@ use super::{
 pub(crate) struct Source {
     /// The limits of tenants without an entry.
     pub(crate) defaults: Arc<Limits>,
+    /// The file that they are in.
+    pub(crate) settings: Settings,
     /// What tenants' overrides of the metrics-generator are over.
     pub(crate) generator: Arc<Generator>,
     /// The per-tenant file.
@@ -62,6 +65,8 @@ pub(crate) type Entries = BTreeMap<String, Entry>;
 pub(crate) struct Overrides {
     source: Source,
     entries: RwLock<Arc<Entries>>,
+    /// What tenants have set for themselves, with the limits that follow.
+    own: RwLock<Arc<Entries>>,
     /// Grows with every change of the entries.
     version: AtomicU64,
     metrics: Option<Metrics>,
@@ -99,13 +104,16 @@ impl Overrides {
                 overrides: gauge("tempo_limits_overrides", "Limits of tenants with an entry of their own.", &["limit_name", "user"])?,
             }),
         };
-        let overrides = Self { source, entries: RwLock::default(), version: AtomicU64::new(0), metrics };
+        let overrides = Self { source, entries: RwLock::default(), own: RwLock::default(), version: AtomicU64::new(0), metrics };
         overrides.reload().map_err(|why| anyhow::anyhow!("failed to load runtime config: {why}"))?;
         Ok(overrides)
     }
 
     /// The limits of a tenant.
     pub(crate) fn limits(&self, tenant: &str) -> Arc<Limits> {
+        if let Some(own) = self.own().get(tenant) {
+            return Arc::clone(&own.limits);
+        }
         let entries = self.entries();
         let entry = entries.get(tenant).or_else(|| entries.get("*"));
         entry.map_or_else(|| Arc::clone(&self.source.defaults), |entry| Arc::clone(&entry.limits))
@@ -114,6 +122,42 @@ impl Overrides {
     /// The entries that hold now.
     pub(crate) fn entries(&self) -> Arc<Entries> {
         Arc::clone(&self.entries.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What tenants have set for themselves.
+    pub(crate) fn own(&self) -> Arc<Entries> {
+        Arc::clone(&self.own.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces what tenants have set for themselves.
+    pub(crate) fn set_own(&self, settings: impl IntoIterator<Item = (String, Settings)>) {
+        let entries = self.entries();
+        let entry = |(tenant, settings): (String, Settings)| {
+            let runtime = entries.get(&tenant).or_else(|| entries.get("*")).map(|entry| &entry.settings);
+            let limits = Limits::of_user(&settings, runtime, &self.source.settings, &self.source.generator);
+            (tenant, Entry { limits: Arc::new(limits), settings })
+        };
+        let own: Entries = settings.into_iter().map(entry).collect();
+        let is_changed = {
+            let mut current = self.own.write().unwrap_or_else(PoisonError::into_inner);
+            let is_changed = !current.iter().map(limits_of).eq(own.iter().map(limits_of));
+            *current = Arc::new(own);
+            is_changed
+        };
+        if is_changed {
+            self.version.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// All that holds of what a tenant may set for itself, if it had set this.
+    pub(crate) fn merged(&self, tenant: &str, own: &Settings) -> Settings {
+        let entries = self.entries();
+        let runtime = entries.get(tenant).or_else(|| entries.get("*")).map(|entry| &entry.settings);
+        let mut merged = Settings::new(schema::user());
+        for leaf in schema::user().leaves() {
+            merged.set(&leaf.path, limits::of_user(own, runtime, &self.source.settings, &leaf.path), 0);
+        }
+        merged
     }
 
     /// Grows whenever limits have changed.
@@ -162,6 +206,9 @@ impl Overrides {
         if is_changed {
             self.version.fetch_add(1, Ordering::Release);
         }
+        // They are over the entries.
+        let own = self.own();
+        self.set_own(own.iter().map(|(tenant, entry)| (tenant.clone(), entry.settings.clone())));
         Ok(())
     }
 }
@@ -258,8 +305,9 @@ mod tests {
         let write = |text: &str| std::fs::write(&path, text).expect("the folder is writable");
         let registry = Registry::new();
         let generator = Arc::new(Generator::default());
-        let defaults = Arc::new(Limits::defaults(&Settings::new(schema::file()), &generator));
-        let source = Source { defaults, generator, file: Some(path.clone()), period: Duration::from_secs(10), expand_env: false };
+        let settings = Settings::new(schema::file());
+        let defaults = Arc::new(Limits::defaults(&settings, &generator));
+        let source = Source { defaults, settings, generator, file: Some(path.clone()), period: Duration::from_secs(10), expand_env: false };
 
         assert!(Overrides::new(source.clone(), &Registry::new()).is_err(), "an error at start is fatal");
         write("overrides:\n  a: {ingestion: {rate_limit_bytes: 1}}\n");

@@ -12,7 +12,9 @@ use super::{
     scalar::Value,
     schema::{JAEGER, KAFKA, OTLP, Schema, Status, ZIPKIN},
     settings::Settings,
+    tls,
 };
+use crate::tls::ServerTls;
 
 /// gRPC's own limit of a received message when nothing is written.
 const DEFAULT_GRPC_MESSAGE_BYTES: usize = 4 << 20;
@@ -26,6 +28,8 @@ pub(crate) struct Grpc {
     pub(crate) endpoint: String,
     /// Largest accepted message, after decompression.
     pub(crate) max_message_bytes: usize,
+    /// How connections are encrypted; none is in the clear.
+    pub(crate) tls: Option<ServerTls>,
 }
 
 /// A receiver over HTTP.
@@ -35,6 +39,8 @@ pub(crate) struct Http {
     pub(crate) endpoint: String,
     /// Largest accepted body, compressed and decompressed.
     pub(crate) max_body_bytes: usize,
+    /// How connections are encrypted; none is in the clear.
+    pub(crate) tls: Option<ServerTls>,
 }
 
 /// A receiver of Jaeger's Thrift over UDP.
@@ -121,13 +127,13 @@ impl Receivers {
 
 impl Grpc {
     fn at(endpoint: &str) -> Self {
-        Self { endpoint: endpoint.to_owned(), max_message_bytes: DEFAULT_GRPC_MESSAGE_BYTES }
+        Self { endpoint: endpoint.to_owned(), max_message_bytes: DEFAULT_GRPC_MESSAGE_BYTES, tls: None }
     }
 }
 
 impl Http {
     fn at(endpoint: &str) -> Self {
-        Self { endpoint: endpoint.to_owned(), max_body_bytes: DEFAULT_HTTP_BODY_BYTES }
+        Self { endpoint: endpoint.to_owned(), max_body_bytes: DEFAULT_HTTP_BODY_BYTES, tls: None }
     }
 }
 
@@ -234,12 +240,18 @@ impl Written<'_> {
 
     fn grpc(&mut self, prefix: &str, default: &str) -> Grpc {
         let max_message_bytes = self.size(&format!("{prefix}max_recv_msg_size_mib"), 1 << 20, DEFAULT_GRPC_MESSAGE_BYTES);
-        Grpc { endpoint: self.endpoint(prefix, default), max_message_bytes }
+        let tls = self.tls(prefix);
+        Grpc { endpoint: self.endpoint(prefix, default), max_message_bytes, tls }
     }
 
     fn http(&mut self, prefix: &str, default: &str) -> Http {
         let max_body_bytes = self.size(&format!("{prefix}max_request_body_size"), 1, DEFAULT_HTTP_BODY_BYTES);
-        Http { endpoint: self.endpoint(prefix, default), max_body_bytes }
+        let tls = self.tls(prefix);
+        Http { endpoint: self.endpoint(prefix, default), max_body_bytes, tls }
+    }
+
+    fn tls(&mut self, prefix: &str) -> Option<ServerTls> {
+        tls::of_receiver(self.settings, self.name, &format!("{prefix}tls"), self.problems)
     }
 
     fn udp(&mut self, prefix: &str, default: &str) -> Udp {
@@ -328,7 +340,7 @@ mod tests {
         );
         assert_eq!(problems, [""; 0]);
         let expected = Receivers {
-            jaeger_grpc: vec![Grpc { endpoint: "0.0.0.0:1".to_owned(), max_message_bytes: 2 << 20 }],
+            jaeger_grpc: vec![Grpc { endpoint: "0.0.0.0:1".to_owned(), max_message_bytes: 2 << 20, tls: None }],
             jaeger_http: vec![Http::at("localhost:14268")],
             jaeger_compact: vec![Udp { queue_size: 5, ..Udp::at("localhost:6831") }],
             jaeger_binary: vec![Udp::at("localhost:6832")],
@@ -341,12 +353,12 @@ mod tests {
     #[test]
     fn what_does_not_run_is_named() {
         let (receivers, problems) =
-            run("kafka/a:\n  brokers: [b:9092]\notlp/two:\n  protocols: {grpc: {tls: {cert_file: x}}}\nzipkin: {cors: {max_age: 1}}\n");
+            run("kafka/a:\n  brokers: [b:9092]\notlp/two:\n  protocols: {grpc: {tls: {ca_file: x}}}\nzipkin: {cors: {max_age: 1}}\n");
         assert_eq!(problems, [""; 0]);
         assert_eq!(receivers.unavailable, ["kafka/a"]);
         assert_eq!(
             receivers.unused,
-            ["distributor.receivers.otlp/two.protocols.grpc.tls.cert_file", "distributor.receivers.zipkin.cors.max_age"]
+            ["distributor.receivers.otlp/two.protocols.grpc.tls.ca_file", "distributor.receivers.zipkin.cors.max_age"]
         );
     }
 

@@ -208,8 +208,13 @@ pub(crate) fn runtime_config(overrides: &Overrides, mode: Mode) -> String {
 
 /// What was written for a tenant, as JSON.
 pub(crate) fn tenant_json(entry: &Entry) -> serde_json::Value {
+    settings_json(&entry.settings)
+}
+
+/// What was written of settings, as JSON.
+pub(super) fn settings_json(settings: &Settings) -> serde_json::Value {
     let mut root = serde_json::Map::new();
-    for leaf in entry.settings.written_leaves() {
+    for leaf in settings.written_leaves() {
         let mut object = &mut root;
         let mut names: Vec<&str> = leaf.path.split('.').collect();
         let last = names.pop().unwrap_or_default();
@@ -220,7 +225,7 @@ pub(crate) fn tenant_json(entry: &Entry) -> serde_json::Value {
                 _ => return serde_json::Value::Object(root),
             }
         }
-        object.insert(last.to_owned(), json(&masked(leaf, entry.settings.get(&leaf.path)), leaf.kind));
+        object.insert(last.to_owned(), json(&masked(leaf, settings.get(&leaf.path)), leaf.kind));
     }
     serde_json::Value::Object(root)
 }

@@ -627,3 +627,43 @@ overrides:
     assert_eq!(default.common.max_active_entities, 0);
     assert_eq!(of("anybody").remote_write.trace_id_label, "traceID");
 }
+
+#[test]
+fn the_generator_has_what_tempo_3_adds() {
+    use dataflow::generator::settings::{MatchType, SpanNames};
+    let component = loaded(
+        r#"
+metrics_generator:
+  processor:
+    service_graphs:
+      enable_tracestate_span_multiplier: true
+      filter_policies: [{include_any: {match_type: strict, attributes: [{key: span.a, value: 1}, {key: kind, value: SPAN_KIND_SERVER}]}}]
+overrides:
+  defaults:
+    metrics_generator:
+      processors: [span-metrics, service-graphs]
+      span_name_sanitization: enabled
+      processor: {span_metrics: {enable_tracestate_span_multiplier: true}}
+"#,
+    );
+    assert_eq!(component.tempo3_keys(), [""; 0]);
+    let overrides = Overrides::new(component.overrides, &prometheus::Registry::new()).expect("right overrides");
+    let of = overrides.limits("anybody").generator.processors.clone().expect("processors");
+    let (graphs, spans) = (of.service_graphs.as_ref().expect("service graphs"), of.span_metrics.as_ref().expect("span metrics"));
+    assert_eq!(of.common.span_names, SpanNames::Patterns);
+    assert!(graphs.enable_tracestate_span_multiplier && spans.enable_tracestate_span_multiplier);
+    let [policy] = graphs.filter_policies.as_slice() else { panic!("one policy: {:?}", graphs.filter_policies) };
+    let any = policy.include_any.as_ref().expect("it is written");
+    assert_eq!((any.match_type, any.attributes.len(), policy.include.is_none()), (MatchType::Strict, 2, true));
+
+    for (text, why) in [
+        ("overrides: {defaults: {metrics_generator: {span_name_sanitization: cluster}}}", "\"cluster\" is not one of dry_run, enabled"),
+        (
+            "metrics_generator: {processor: {service_graphs: {filter_policies: [{}]}}}",
+            "[0]: filter policy has neither include nor include_any nor exclude",
+        ),
+    ] {
+        let error = load_text(text).expect_err("a mistake");
+        assert!(error.contains(why), "{error}");
+    }
+}

@@ -6,11 +6,12 @@ use std::{io::Write as _, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
-use query::{Engine, Recent, RecentAnswer, RecentError, RecentPart, RecentTrace, engine::TraceRequest};
+use query::{Engine, Recent, RecentError, engine::TraceRequest};
 use storage::{
     blocklist::Blocklist,
     clock::SystemClock,
     id::{Tenant, TraceId},
+    recent::{RecentAnswer, RecentPart, RecentTrace},
 };
 
 use crate::{bucket, output};

@@ -3,7 +3,7 @@
 use super::{Row, boolean, csv, duration, float, include, int, list, secret, set, size, strings, text, uint};
 
 pub(super) const KVSTORE: &[Row] = &[
-    text("store", "memberlist"),
+    text("store", "memberlist").used(),
     text("prefix", "collectors/"),
     text("consul.host", "localhost:8500"),
     secret("consul.acl_token", ""),
@@ -36,13 +36,13 @@ pub(super) const TLS_CLIENT: &[Row] = &[
 ];
 
 pub(super) const TLS_SERVER: &[Row] = &[
-    text("cert", ""),
-    secret("key", ""),
-    text("client_ca", ""),
-    text("cert_file", ""),
-    text("key_file", ""),
-    text("client_ca_file", ""),
-    text("client_auth_type", ""),
+    text("cert", "").used(),
+    secret("key", "").used(),
+    text("client_ca", "").used(),
+    text("cert_file", "").used(),
+    text("key_file", "").used(),
+    text("client_ca_file", "").used(),
+    text("client_auth_type", "").used(),
 ];
 
 pub(super) const GRPC_CLIENT: &[Row] = &[
@@ -79,12 +79,12 @@ pub(super) const CLIENT: &[Row] =
 /// The keys that every ring of instances has.
 pub(super) const INSTANCE_RING: &[Row] = &[
     include("kvstore", KVSTORE),
-    duration("heartbeat_period", "5s"),
-    duration("heartbeat_timeout", "1m"),
-    text("instance_id", "${HOSTNAME}"),
-    strings("instance_interface_names", "eth0, en0"),
-    int("instance_port", "0"),
-    text("instance_addr", ""),
+    duration("heartbeat_period", "5s").used(),
+    duration("heartbeat_timeout", "1m").used(),
+    text("instance_id", "${HOSTNAME}").used(),
+    strings("instance_interface_names", "eth0, en0").used(),
+    int("instance_port", "0").used(),
+    text("instance_addr", "").used(),
     boolean("enable_inet6", "false"),
 ];
 
@@ -216,17 +216,17 @@ pub(super) const SERVER: &[Row] = &[
     int("grpc_listen_conn_limit", "0"),
     boolean("grpc_collect_max_streams_by_conn", "true").ignored(),
     boolean("proxy_protocol_enabled", "false"),
-    text("tls_cipher_suites", ""),
-    text("tls_min_version", ""),
+    text("tls_cipher_suites", "").used(),
+    text("tls_min_version", "").used(),
     include("http_tls_config", TLS_SERVER),
     include("grpc_tls_config", TLS_SERVER),
     boolean("register_instrumentation", "true").used(),
     boolean("report_grpc_codes_in_instrumentation_label_enabled", "false"),
     duration("graceful_shutdown_timeout", "30s").used(),
-    duration("http_server_read_timeout", "30s"),
-    duration("http_server_read_header_timeout", "0s"),
-    duration("http_server_write_timeout", "30s"),
-    duration("http_server_idle_timeout", "2m"),
+    duration("http_server_read_timeout", "30s").used(),
+    duration("http_server_read_header_timeout", "0s").used(),
+    duration("http_server_write_timeout", "30s").used(),
+    duration("http_server_idle_timeout", "2m").used(),
     boolean("http_log_closed_connections_without_response_enabled", "false"),
     int("grpc_server_max_recv_msg_size", "16777216").used(),
     int("grpc_server_max_send_msg_size", "16777216").used(),
@@ -236,8 +236,8 @@ pub(super) const SERVER: &[Row] = &[
     duration("grpc_server_max_connection_age_grace", "infinite").used(),
     duration("grpc_server_keepalive_time", "2h").used(),
     duration("grpc_server_keepalive_timeout", "20s").used(),
-    duration("grpc_server_min_time_between_pings", "10s"),
-    boolean("grpc_server_ping_without_stream_allowed", "true"),
+    duration("grpc_server_min_time_between_pings", "10s").ignored(),
+    boolean("grpc_server_ping_without_stream_allowed", "true").ignored(),
     int("grpc_server_num_workers", "0").ignored(),
     boolean("grpc_server_stats_tracking_enabled", "true").ignored(),
     boolean("grpc_server_recv_buffer_pools_enabled", "false").ignored(),

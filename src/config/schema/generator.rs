@@ -14,8 +14,8 @@ pub(super) const FILTER_POLICY: &[Row] = &[
     list("include.attributes", MATCH),
     text("exclude.match_type", ""),
     list("exclude.attributes", MATCH),
-    text("include_any.match_type", "").tempo3(),
-    list("include_any.attributes", MATCH).tempo3(),
+    text("include_any.match_type", ""),
+    list("include_any.attributes", MATCH),
 ];
 
 /// One entry of `dimension_mappings`.
@@ -97,7 +97,7 @@ const TRACES_STORAGE: &[Row] = &[
 
 pub(super) const GENERATOR: &[Row] = &[
     include("ring", INSTANCE_RING),
-    text("ring.instance_zone", ""),
+    text("ring.instance_zone", "").used(),
     duration("processor.service_graphs.wait", "10s").used(),
     int("processor.service_graphs.max_items", "10000").used(),
     int("processor.service_graphs.workers", "10"),
@@ -109,8 +109,8 @@ pub(super) const GENERATOR: &[Row] = &[
     text("processor.service_graphs.span_multiplier_key", "").used(),
     boolean("processor.service_graphs.enable_virtual_node_label", "false").used(),
     strings("processor.service_graphs.database_name_attributes", "db.namespace, db.name, db.system").used(),
-    list("processor.service_graphs.filter_policies", FILTER_POLICY).tempo3(),
-    boolean("processor.service_graphs.enable_tracestate_span_multiplier", "false").tempo3(),
+    list("processor.service_graphs.filter_policies", FILTER_POLICY).used(),
+    boolean("processor.service_graphs.enable_tracestate_span_multiplier", "false").used(),
     floats(
         "processor.span_metrics.histogram_buckets",
         "0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192, 16.384",
@@ -129,7 +129,7 @@ pub(super) const GENERATOR: &[Row] = &[
     list("processor.span_metrics.filter_policies", FILTER_POLICY).used(),
     strings("processor.span_metrics.target_info_excluded_dimensions", "").used(),
     boolean("processor.span_metrics.enable_instance_label", "true").used(),
-    boolean("processor.span_metrics.enable_tracestate_span_multiplier", "false").tempo3(),
+    boolean("processor.span_metrics.enable_tracestate_span_multiplier", "false").used(),
     include("processor.local_blocks.block", BLOCK),
     include("processor.local_blocks.search", SEARCH),
     duration("processor.local_blocks.flush_check_period", "10s"),
@@ -168,7 +168,7 @@ pub(super) const GENERATOR: &[Row] = &[
     include("traces_query_storage", TRACES_STORAGE),
     duration("metrics_ingestion_time_range_slack", "30s").used(),
     duration("query_timeout", "30s"),
-    text("override_ring_key", "metrics-generator"),
+    text("override_ring_key", "metrics-generator").used(),
     text("codec", "push-bytes"),
     boolean("disable_local_blocks", "false"),
     boolean("disable_grpc", "false"),

@@ -15,7 +15,7 @@ pub(super) const LIMITS: &[Row] = &[
     int("ingestion.burst_size_bytes", "20000000").used(),
     int("ingestion.max_traces_per_user", "10000").used(),
     int("ingestion.max_global_traces_per_user", "0").used(),
-    int("ingestion.tenant_shard_size", "0"),
+    int("ingestion.tenant_shard_size", "0").used(),
     int("ingestion.max_attribute_bytes", "0").used(),
     opt_duration("ingestion.artificial_delay", ""),
     boolean("ingestion.retry_info_enabled", "true").used(),
@@ -39,7 +39,7 @@ pub(super) const LIMITS: &[Row] = &[
     boolean("metrics_generator.disable_collection", "false").used(),
     text("metrics_generator.generate_native_histograms", "classic").used(),
     text("metrics_generator.trace_id_label_name", "").used(),
-    text("metrics_generator.span_name_sanitization", "").tempo3(),
+    text("metrics_generator.span_name_sanitization", "").used(),
     text_map("metrics_generator.remote_write_headers", "").used(),
     int("metrics_generator.forwarder.queue_size", "0"),
     int("metrics_generator.forwarder.workers", "0"),
@@ -50,8 +50,8 @@ pub(super) const LIMITS: &[Row] = &[
     opt_bool("metrics_generator.processor.service_graphs.enable_messaging_system_latency_histogram", "").used(),
     opt_bool("metrics_generator.processor.service_graphs.enable_virtual_node_label", "").used(),
     text("metrics_generator.processor.service_graphs.span_multiplier_key", "").used(),
-    list("metrics_generator.processor.service_graphs.filter_policies", FILTER_POLICY).tempo3(),
-    opt_bool("metrics_generator.processor.service_graphs.enable_tracestate_span_multiplier", "").tempo3(),
+    list("metrics_generator.processor.service_graphs.filter_policies", FILTER_POLICY).used(),
+    opt_bool("metrics_generator.processor.service_graphs.enable_tracestate_span_multiplier", "").used(),
     floats("metrics_generator.processor.span_metrics.histogram_buckets", "").used(),
     strings("metrics_generator.processor.span_metrics.dimensions", "").used(),
     bool_map("metrics_generator.processor.span_metrics.intrinsic_dimensions", "").used(),
@@ -61,7 +61,7 @@ pub(super) const LIMITS: &[Row] = &[
     strings("metrics_generator.processor.span_metrics.target_info_excluded_dimensions", "").used(),
     opt_bool("metrics_generator.processor.span_metrics.enable_instance_label", "").used(),
     text("metrics_generator.processor.span_metrics.span_multiplier_key", "").used(),
-    opt_bool("metrics_generator.processor.span_metrics.enable_tracestate_span_multiplier", "").tempo3(),
+    opt_bool("metrics_generator.processor.span_metrics.enable_tracestate_span_multiplier", "").used(),
     uint("metrics_generator.processor.local_blocks.max_live_traces", "0"),
     duration("metrics_generator.processor.local_blocks.max_block_duration", "0s"),
     uint("metrics_generator.processor.local_blocks.max_block_bytes", "0"),
@@ -80,6 +80,27 @@ pub(super) const LIMITS: &[Row] = &[
     uint("cost_attribution.max_cardinality", "0"),
     text_map("cost_attribution.dimensions", ""),
 ];
+
+/// Whether a limit is one that tenants may set for themselves.
+pub(super) fn is_of_users(path: &str) -> bool {
+    const OWN: &[&str] = &[
+        "forwarders",
+        "cost_attribution.dimensions",
+        "metrics_generator.processors",
+        "metrics_generator.collection_interval",
+        "metrics_generator.disable_collection",
+        "metrics_generator.generate_native_histograms",
+        "metrics_generator.trace_id_label_name",
+        "metrics_generator.span_name_sanitization",
+        "metrics_generator.ingestion_time_range_slack",
+        "metrics_generator.native_histogram_bucket_factor",
+        "metrics_generator.native_histogram_max_bucket_number",
+        "metrics_generator.native_histogram_min_reset_duration",
+    ];
+    const BLOCKS: &[&str] = &["service_graphs.", "span_metrics.", "host_info."];
+    let processor = path.strip_prefix("metrics_generator.processor.");
+    OWN.contains(&path) || processor.is_some_and(|key| BLOCKS.iter().any(|block| key.starts_with(block)))
+}
 
 /// The flat name of a scoped path. Paths that are the same in both forms are returned as they are.
 pub(crate) fn legacy_name(path: &str) -> String {

@@ -111,7 +111,8 @@ pub(crate) enum Status {
     Used,
     /// Accepted; has no effect yet.
     Unused,
-    /// Belongs to something Rubato doesn't have (the v2 block format, Go's runtime, phoning home); accepted and without effect for good.
+    /// Belongs to something Rubato doesn't have (the v2 block format, Go's runtime, phoning home, a time at which recent data ends and blocks
+    /// begin); accepted and without effect for good.
     Ignored,
     /// A key that only Tempo 3.0 knows; accepted.
     Tempo3,
@@ -214,6 +215,9 @@ impl Schema {
                     let index = *self.by_path.get(&path).unwrap_or_else(|| panic!("schema sets the default of an unknown key: {path}"));
                     let leaf = &mut self.leaves[index];
                     leaf.default = default(leaf.kind, row.default, &path);
+                    if row.status != Status::Unused {
+                        leaf.status = row.status;
+                    }
                 }
                 kind => {
                     let value = default(kind, row.default, &path);
@@ -297,6 +301,15 @@ pub(crate) fn tenant() -> Arc<Schema> {
         let mut schema = Schema::new(limits::LIMITS);
         add_legacy(&mut schema, "");
         Arc::new(schema)
+    }))
+}
+
+/// The keys that a tenant may set for itself by the API.
+pub(crate) fn user() -> Arc<Schema> {
+    static SCHEMA: OnceLock<Arc<Schema>> = OnceLock::new();
+    Arc::clone(SCHEMA.get_or_init(|| {
+        let rows: Vec<Row> = limits::LIMITS.iter().filter(|row| limits::is_of_users(row.path)).copied().collect();
+        Arc::new(Schema::new(&rows))
     }))
 }
 
