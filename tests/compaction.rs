@@ -7,6 +7,7 @@ use storage::id::TraceId;
 use crate::harness::{
     client::spans,
     eventually,
+    network::{Network, ring_of, start_all},
     otlp::{body, span},
     server::{Config, Server},
 };
@@ -101,4 +102,62 @@ rubato:
     let answer = writer.client().post_protobuf(body("shop", vec![span(trace(6), 1, "sell"), span(trace(6), 2, "pack")])).await;
     assert_eq!(answer.expect("an answer").status, 200);
     check(&writer, 7).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compactors_share_the_work_by_their_ring_and_take_over_from_a_dead_one() {
+    let tenants = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"];
+    let writer =
+        Server::start(Config { multitenancy: true, storage: POLL, more: "compactor: {disabled: true}", ..Config::default() }).await;
+    let mut sent = 0;
+    let mut send = async || {
+        for _ in 0..3 {
+            for tenant in tenants {
+                let body = body("shop", vec![span(trace(sent), 1, "sell")]);
+                let answer = writer.client().with_tenant(tenant).post_protobuf(body).await.expect("an answer");
+                assert_eq!(answer.status, 200, "{}", answer.text());
+            }
+            sent += 1;
+            assert_eq!(writer.client().get("/flush").await.expect("an answer").status, 204);
+        }
+        sent
+    };
+    let blocks = |tenant: &str| {
+        let entries = fs::read_dir(writer.blocks_path().join(tenant)).into_iter().flatten();
+        entries.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.path().join("meta.json").exists())).count()
+    };
+    send().await;
+    let network = Network::new();
+    let mut compactors = [0, 1].map(|node| {
+        Server::prepare(Config { multitenancy: true, storage: POLL, bucket: Some(writer.blocks_path()), ..network.compactor(node, 2) })
+    });
+    start_all(&mut compactors).await;
+    for compactor in &compactors {
+        eventually("two compactors in the ring", async || {
+            let ring = ring_of(compactor, "compactor").await;
+            (ring.len() == 2 && ring.values().all(|(state, tokens)| state == "ACTIVE" && tokens.len() == 512)).then_some(())
+        })
+        .await;
+    }
+    // Three each were there; an index from before the last one shows two, and then one of each of two levels stays.
+    eventually("few blocks of each tenant", async || tenants.iter().all(|tenant| blocks(tenant) <= 2).then_some(())).await;
+
+    // What fell to the one that is killed falls to the other, which forgets it later on.
+    compactors[0].kill();
+    let total = send().await;
+    // Of the four, which are of two levels, one of each may stay.
+    eventually("few blocks of each tenant again", async || tenants.iter().all(|tenant| blocks(tenant) <= 2).then_some(())).await;
+    eventually("the dead one is forgotten", async || {
+        let ring = ring_of(&compactors[1], "compactor").await;
+        (ring.into_keys().collect::<Vec<_>>() == ["compactor-1"]).then_some(())
+    })
+    .await;
+    for tenant in tenants {
+        for number in 0..total {
+            let client = writer.client().with_tenant(tenant);
+            let found = eventually("a trace", || async { client.trace(trace(number)).await }).await;
+            assert_eq!(spans(&found).count(), 1, "{tenant}, trace {number}");
+        }
+    }
+    assert_eq!(compactors[1].client().metric("tempodb_compaction_errors_total", &[]).await, 0.0);
 }

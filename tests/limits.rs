@@ -12,11 +12,14 @@ use crate::harness::{
 
 /// About 15 kB a request; the bucket holds two of them and a bit.
 const RATE: Config = Config {
+    server: "",
+    receiver: "",
     multitenancy: false,
     trace_idle_period: "10m",
     max_block_duration: "1h",
     backend: String::new(),
     distributor: "  retry_after_on_resource_exhausted: 2s",
+    ingester: "",
     storage: "",
     bucket: None,
     more: "\

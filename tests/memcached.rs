@@ -1,7 +1,7 @@
 //! A cache in memcached makes reads cheaper and nothing else: answers are the same with it, while it is dead or stopped, and after.
 
 #[path = "../storage/src/cache/testing.rs"]
-mod process;
+pub(crate) mod process;
 
 use storage::id::TraceId;
 

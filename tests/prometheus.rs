@@ -16,18 +16,26 @@ use crate::harness::{
 };
 
 /// A Prometheus of its own that takes remote write. Killed when dropped.
-struct Prometheus {
-    url: String,
+pub(crate) struct Prometheus {
+    pub(crate) url: String,
     http: reqwest::Client,
     process: Child,
     _dir: tempfile::TempDir,
 }
 
 impl Prometheus {
+    /// What `--version` says first; `None` where it is not installed.
+    fn version() -> Option<(u32, u32)> {
+        let output = Command::new("prometheus").arg("--version").output().ok()?;
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        let version = text.split_whitespace().skip_while(|word| *word != "version").nth(1)?;
+        let mut numbers = version.split('.').map(|number| number.parse().ok());
+        Some((numbers.next()??, numbers.next()??))
+    }
+
     /// `None`, with the reason printed, where Prometheus is not installed; where it must be, that is a failure.
-    async fn start() -> Option<Self> {
-        let installed = Command::new("prometheus").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-        if !installed {
+    pub(crate) async fn start() -> Option<Self> {
+        if Self::version().is_none() {
             assert!(std::env::var_os("CI").is_none(), "prometheus is not installed: apt-get install prometheus");
             eprintln!("skipped: prometheus is not installed");
             return None;
@@ -66,7 +74,7 @@ impl Prometheus {
     }
 
     /// The samples of an instant query: labels, and the value (of a matrix: all values).
-    async fn query(&self, query: &str) -> Vec<(Value, Vec<f64>)> {
+    pub(crate) async fn query(&self, query: &str) -> Vec<(Value, Vec<f64>)> {
         let data = self.get("/api/v1/query", &[("query", query)]).await;
         let value = |sample: &Value| sample[1].as_str().and_then(|text| text.parse().ok()).expect("a value");
         let series = |series: &Value| {
@@ -93,6 +101,10 @@ impl Drop for Prometheus {
 }
 
 fn config(prometheus: &Prometheus) -> Config {
+    config_with(prometheus, "prometheus.WriteRequest")
+}
+
+fn config_with(prometheus: &Prometheus, message: &str) -> Config {
     let more = format!(
         "
 metrics_generator:
@@ -105,6 +117,7 @@ metrics_generator:
     remote_write:
       - url: {}/api/v1/write
         send_exemplars: true
+        protobuf_message: {message}
 overrides:
   defaults:
     metrics_generator:
@@ -221,6 +234,30 @@ async fn grafanas_queries_return_the_right_numbers() {
         assert_eq!(answer.status, status, "{}", answer.text());
     }
     assert_eq!(client.get("/metrics/generator/a%2Fb").await.expect("an answer").status, 400);
+    assert_eq!(client.metric("prometheus_remote_storage_samples_failed_total", &[]).await, 0.0);
+}
+
+/// A Prometheus that takes protocol 2.0 is sent that; one that does not is asked once and sent 1.0 from then on.
+#[tokio::test]
+async fn protocol_2_or_what_the_receiver_knows() {
+    let Some(prometheus) = Prometheus::start().await else { return };
+    let takes_v2 = Prometheus::version().is_some_and(|version| version >= (2, 54));
+    let server = Server::start(config_with(&prometheus, "io.prometheus.write.v2.Request")).await;
+    let client = server.client();
+    let spans = (1..=30).map(|span_id| span(TraceId([5; 16]), span_id, "work")).collect();
+    assert_eq!(client.post_protobuf(body("a", spans)).await.expect("an answer").status, 200);
+    let calls = "sum(traces_spanmetrics_calls_total{service=\"a\"})";
+    eventually("the spans are there", || async { prometheus.value(calls).await.filter(|value| *value == 30.0) }).await;
+    let native = "histogram_count(traces_spanmetrics_latency{service=\"a\"})";
+    eventually("the histogram is there", || async { prometheus.value(native).await.filter(|value| *value == 30.0) }).await;
+    let request = async |outcome: &str| client.metric("rubato_remote_write_requests_total", &[&format!("outcome=\"{outcome}\"")]).await;
+    assert!(request("written").await > 0.0);
+    if takes_v2 {
+        assert_eq!(request("not_understood").await, 0.0, "the receiver takes what it is sent");
+    } else {
+        eprintln!("skipped: this Prometheus is older than 2.54 and is sent protocol 1.0 after one question");
+        assert_eq!(request("not_understood").await, 1.0, "it is asked once");
+    }
     assert_eq!(client.metric("prometheus_remote_storage_samples_failed_total", &[]).await, 0.0);
 }
 

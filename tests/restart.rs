@@ -1,7 +1,6 @@
 //! What was acknowledged survives `kill -9` and SIGTERM, exactly once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
     process::Command,
     sync::{
         Arc, Mutex,
@@ -10,82 +9,15 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt as _;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use storage::{
-    id::{SpanKey, TraceId},
-    synthetic::{Request, Requests, Settings},
-};
 
 use crate::harness::{
-    client::{Client, spans},
-    eventually, now_ns,
+    eventually,
+    ledger::{Ledger, Pace, check, send_load},
+    now_ns,
     server::{Config, Server},
 };
-
-/// Spans by trace.
-type Spans = HashMap<TraceId, BTreeSet<SpanKey>>;
-
-/// What became of what was sent.
-#[derive(Clone, Debug, Default)]
-struct Ledger {
-    acknowledged: Spans,
-    sent: Spans,
-}
-
-fn note(spans: &mut Spans, request: &Request) {
-    for part in &request.parts {
-        let keys = part.trace.spans[part.spans.clone()].iter().map(|span| span.key);
-        spans.entry(part.trace.trace_id).or_default().extend(keys);
-    }
-}
-
-/// Sends requests, several at a time, until told to stop; what fails is not sent again.
-async fn send_load(client: Client, seed: u64, by_grpc: bool, ledger: Arc<Mutex<Ledger>>, stop: Arc<AtomicBool>) {
-    let settings = Settings { seed, base_time_ns: now_ns(), spans_per_request: 50, ..Settings::default() };
-    let requests = futures::stream::iter(Requests::new(settings, None)).take_while(|_| std::future::ready(!stop.load(Ordering::Relaxed)));
-    requests
-        .for_each_concurrent(4, |request| {
-            let (client, ledger) = (client.clone(), Arc::clone(&ledger));
-            async move {
-                note(&mut ledger.lock().expect("nobody panics here").sent, &request);
-                let acknowledged = if by_grpc {
-                    client.export(request.body.clone(), None).await.is_ok()
-                } else {
-                    client.post_protobuf(request.body.clone()).await.is_ok_and(|answer| answer.status == 200)
-                };
-                if acknowledged {
-                    note(&mut ledger.lock().expect("nobody panics here").acknowledged, &request);
-                }
-                // Enough to always have something in flight; all of it is read back again and again.
-                tokio::time::sleep(Duration::from_millis(40)).await;
-            }
-        })
-        .await;
-}
-
-/// Every acknowledged span is there, none twice, and none that was not sent.
-async fn check(client: &Client, ledger: &Ledger, what: &str) {
-    futures::stream::iter(&ledger.acknowledged)
-        .for_each_concurrent(8, |(id, acknowledged)| async move {
-            let seen = eventually(&format!("{what}: the {} acknowledged spans of trace {id}", acknowledged.len()), || async {
-                let trace = client.trace(*id).await?;
-                let mut found = BTreeMap::<SpanKey, u32>::new();
-                for span in spans(&trace) {
-                    let span_id = u64::from_be_bytes(span.span_id.as_slice().try_into().expect("8 bytes"));
-                    *found.entry(SpanKey { span_id, kind: span.kind }).or_default() += 1;
-                }
-                acknowledged.iter().all(|key| found.contains_key(key)).then_some(found)
-            })
-            .await;
-            for (key, times) in &seen {
-                assert_eq!(*times, 1, "{what}: span {key:?} of trace {id}");
-                assert!(ledger.sent[id].contains(key), "{what}: span {key:?} of trace {id} was never sent");
-            }
-        })
-        .await;
-}
 
 /// Ten rounds: send, kill at a random moment, start again, look.
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +31,7 @@ async fn kill_9_at_random_moments_loses_nothing_that_was_acknowledged() {
     for round in 0..10 {
         let stop = Arc::new(AtomicBool::new(false));
         let client = server.client();
-        let load = tokio::spawn(send_load(client, seed ^ round, round % 2 == 0, Arc::clone(&ledger), Arc::clone(&stop)));
+        let load = tokio::spawn(send_load(client, Pace::FAST, seed ^ round, round % 2 == 0, Arc::clone(&ledger), Arc::clone(&stop)));
         tokio::time::sleep(Duration::from_millis(random.random_range(100..2500))).await;
         server.kill();
         stop.store(true, Ordering::Relaxed);
@@ -129,7 +61,8 @@ async fn sigterm_under_load_loses_nothing_and_ends_well() {
     let ledger = Arc::new(Mutex::new(Ledger::default()));
     for round in 0..3 {
         let stop = Arc::new(AtomicBool::new(false));
-        let load = tokio::spawn(send_load(server.client(), 100 + round, round % 2 == 0, Arc::clone(&ledger), Arc::clone(&stop)));
+        let load =
+            tokio::spawn(send_load(server.client(), Pace::FAST, 100 + round, round % 2 == 0, Arc::clone(&ledger), Arc::clone(&stop)));
         tokio::time::sleep(Duration::from_millis(700)).await;
         let status = server.terminate().await;
         stop.store(true, Ordering::Relaxed);

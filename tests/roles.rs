@@ -9,10 +9,12 @@ use std::{
 };
 
 use storage::id::TraceId;
+use tonic::transport::Channel;
 
+use crate::contract::protocols::tempopb::{QueryRangeRequest, SearchRequest, streaming_querier_client::StreamingQuerierClient};
 use crate::harness::{
     client::{Client, spans},
-    eventually,
+    eventually, now_ns,
     otlp::{body, span},
     server::{Config, Server},
 };
@@ -195,6 +197,52 @@ async fn a_querier_that_dies_costs_a_try_and_a_client_that_goes_costs_nothing() 
     for number in 0..4 {
         is_whole(&client, number).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_stream_through_the_frontend_also_while_a_querier_goes() {
+    let mut cluster = Cluster::start(Changes { querier: "extra_query_delay: 300ms", ..Changes::default() }).await;
+    for number in 0..4 {
+        send(&cluster.all.client(), number).await;
+    }
+    let channel = Channel::from_shared(cluster.frontend.grpc_url()).expect("a URL").connect().await.expect("a connection");
+    let client = StreamingQuerierClient::new(channel);
+    let end = now_ns() / 1_000_000_000 + 60;
+    let search = async || {
+        let request = SearchRequest { query: "{ name = \"sell\" }".to_owned(), limit: 100, ..SearchRequest::default() };
+        let mut stream = client.clone().search(request).await.expect("a stream").into_inner();
+        let mut last = None;
+        while let Some(message) = stream.message().await.expect("no error") {
+            last = Some(message);
+        }
+        last.expect("a final message, always").traces.len()
+    };
+    let count = async || {
+        let [start, end] = [end - 3600, end].map(|seconds| seconds * 1_000_000_000);
+        let query = "{} | count_over_time()".to_owned();
+        let request = QueryRangeRequest { query, start, end, step: 60_000_000_000, ..QueryRangeRequest::default() };
+        let mut stream = client.clone().metrics_query_range(request).await.expect("a stream").into_inner();
+        let mut last = None;
+        while let Some(message) = stream.message().await.expect("no error") {
+            last = Some(message);
+        }
+        let last = last.expect("a final message, always");
+        last.series.iter().flat_map(|series| &series.samples).map(|sample| sample.value).sum::<f64>()
+    };
+    assert_eq!((search().await, count().await), (4, 8.0));
+
+    // It says farewell, ends what it has begun and is given nothing any more.
+    let mut leaving = cluster.queriers.pop().expect("two queriers");
+    let connected = cluster.client().metric("tempo_query_frontend_connected_clients", &[]).await;
+    let (found, counted, status) = tokio::join!(search(), count(), leaving.terminate());
+    assert_eq!((found, counted), (4, 8.0));
+    assert!(status.success(), "{status}");
+    let frontend = cluster.client();
+    eventually("the frontend knows that it has gone", || async {
+        (frontend.metric("tempo_query_frontend_connected_clients", &[]).await < connected).then_some(())
+    })
+    .await;
+    assert_eq!(search().await, 4, "the other goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

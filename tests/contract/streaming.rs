@@ -69,6 +69,19 @@ async fn http_takes_grpc_only_when_told_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_watches_the_health_hears_of_the_end() {
+    let mut server = Server::start(Config { more: "shutdown_delay: 2s", ..Config::without_blocks() }).await;
+    let channel = Channel::from_shared(server.grpc_url()).expect("a URL").connect().await.expect("a connection");
+    let mut health = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("an answer").into_inner();
+    assert_eq!(health.message().await.expect("no error").expect("how it is now").status(), ServingStatus::Serving);
+    let heard = tokio::spawn(async move { messages(health).await });
+    let status = server.terminate().await;
+    assert!(status.success(), "it does not wait for who watches: {status}");
+    let heard = heard.await.expect("no panic").expect("an end, and no error");
+    assert_eq!(heard.iter().map(|answer| answer.status()).collect::<Vec<_>>(), [ServingStatus::NotServing]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_final_message_is_what_http_answers() {
     let fixture = Fixture::get().await;
     fixture.wait_for_blocks().await;

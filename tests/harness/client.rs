@@ -41,17 +41,24 @@ pub(crate) struct Client {
     otlp_grpc: String,
     otlp_http: String,
     tenant: Option<String>,
+    authorization: Option<String>,
 }
 
 impl Client {
     pub(crate) fn new(http: u16, otlp_grpc: u16, otlp_http: u16) -> Self {
+        Self::of([http, otlp_grpc, otlp_http].map(|port| format!("127.0.0.1:{port}")))
+    }
+
+    /// Of these addresses for HTTP, OTLP by gRPC and OTLP by HTTP.
+    pub(crate) fn of([http, otlp_grpc, otlp_http]: [String; 3]) -> Self {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build().expect("an HTTP client");
         Self {
             http: client,
-            base: format!("http://127.0.0.1:{http}"),
-            otlp_grpc: format!("http://127.0.0.1:{otlp_grpc}"),
-            otlp_http: format!("http://127.0.0.1:{otlp_http}/v1/traces"),
+            base: format!("http://{http}"),
+            otlp_grpc: format!("http://{otlp_grpc}"),
+            otlp_http: format!("http://{otlp_http}/v1/traces"),
             tenant: None,
+            authorization: None,
         }
     }
 
@@ -59,9 +66,17 @@ impl Client {
         Self { tenant: Some(tenant.to_owned()), ..self.clone() }
     }
 
+    pub(crate) fn with_authorization(&self, value: &str) -> Self {
+        Self { authorization: Some(value.to_owned()), ..self.clone() }
+    }
+
     pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
         let request = match &self.tenant {
             Some(tenant) => request.header("X-Scope-OrgID", tenant),
+            None => request,
+        };
+        let request = match &self.authorization {
+            Some(value) => request.header("Authorization", value),
             None => request,
         };
         let response = request.send().await?;
@@ -110,6 +125,9 @@ impl Client {
         request.set_timeout(Duration::from_secs(60));
         if let Some(tenant) = &self.tenant {
             request.metadata_mut().insert("x-scope-orgid", tenant.parse().expect("a header"));
+        }
+        if let Some(value) = &self.authorization {
+            request.metadata_mut().insert("authorization", value.parse().expect("a header"));
         }
         client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export".parse().expect("a path");

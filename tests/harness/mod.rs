@@ -1,6 +1,8 @@
 //! The server under test, and the clients that talk to it.
 
 pub(crate) mod client;
+pub(crate) mod ledger;
+pub(crate) mod network;
 pub(crate) mod otlp;
 #[path = "../../storage/src/backend/tests/server.rs"]
 #[expect(dead_code, reason = "the tests of the storage crate, where it lives, use all of it")]

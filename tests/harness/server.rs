@@ -18,8 +18,14 @@ pub(crate) struct Config {
     pub(crate) multitenancy: bool,
     pub(crate) trace_idle_period: &'static str,
     pub(crate) max_block_duration: &'static str,
+    /// Lines below `server:`, indented by two spaces.
+    pub(crate) server: &'static str,
+    /// Lines below each protocol of OTLP, indented by ten spaces.
+    pub(crate) receiver: &'static str,
     /// Lines below `distributor:`, indented by two spaces.
     pub(crate) distributor: &'static str,
+    /// Lines below `ingester:`, indented by two spaces.
+    pub(crate) ingester: &'static str,
     /// Lines below `storage.trace:`, indented by four spaces.
     pub(crate) storage: &'static str,
     /// The store and its keys, lines below `storage.trace`, indented by four spaces; empty: a local folder.
@@ -37,7 +43,10 @@ impl Default for Config {
             multitenancy: false,
             trace_idle_period: "300ms",
             max_block_duration: "1s",
+            server: "",
+            receiver: "",
             distributor: "",
+            ingester: "",
             storage: "",
             backend: String::new(),
             more: "",
@@ -142,7 +151,9 @@ impl Server {
     }
 
     fn write_config(&self) -> PathBuf {
-        let Config { multitenancy, trace_idle_period, max_block_duration, distributor, storage, backend, more, bucket: _ } = &self.config;
+        let Config { multitenancy, trace_idle_period, max_block_duration, distributor, ingester, storage, backend, more, .. } =
+            &self.config;
+        let (server, receiver) = (self.config.server, self.config.receiver);
         let local = format!("    backend: local\n    local:\n      path: {}", self.blocks_path().display());
         let backend = if backend.is_empty() { &local } else { backend };
         let Ports { http, grpc, otlp_grpc, otlp_http } = self.ports;
@@ -154,19 +165,23 @@ server:
   http_listen_port: {http}
   grpc_listen_address: 127.0.0.1
   grpc_listen_port: {grpc}
+{server}
 distributor:
   receivers:
     otlp:
       protocols:
         grpc:
           endpoint: 127.0.0.1:{otlp_grpc}
+{receiver}
         http:
           endpoint: 127.0.0.1:{otlp_http}
+{receiver}
 {distributor}
 ingester:
   trace_idle_period: {trace_idle_period}
   max_block_duration: {max_block_duration}
   flush_check_period: 200ms
+{ingester}
 storage:
   trace:
 {backend}
@@ -275,11 +290,27 @@ storage:
         process.wait().expect("a child can be waited for");
     }
 
+    /// The ports of its configuration.
+    pub(crate) fn ports(&self) -> [u16; 4] {
+        let Ports { http, grpc, otlp_grpc, otlp_http } = self.ports;
+        [http, grpc, otlp_grpc, otlp_http]
+    }
+
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the server runs").id()
+    }
+
+    /// Sends a signal: `STOP`, `CONT`.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().expect("kill runs");
+        assert!(sent.success(), "SIG{name} cannot be sent");
+    }
+
     /// SIGTERM, and waits for the end.
     pub(crate) async fn terminate(&mut self) -> ExitStatus {
+        self.signal("TERM");
         let mut process = self.process.take().expect("the server runs");
-        let sent = Command::new("kill").args(["-TERM", &process.id().to_string()]).status().expect("kill runs");
-        assert!(sent.success(), "SIGTERM cannot be sent");
         let started = Instant::now();
         loop {
             if let Some(status) = process.try_wait().expect("a child can be asked") {

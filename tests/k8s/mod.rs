@@ -2,6 +2,7 @@
 //! the type of its kind and written back, which finds misspelt and misplaced fields, and the promises of the deployment are checked one by one.
 
 mod configuration;
+mod deployment;
 mod monitoring;
 mod objects;
 mod promises;
