@@ -20,14 +20,17 @@ use std::{
 use anyhow::Context as _;
 use axum::http::{HeaderMap, header};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use ingest::Admit;
 use parking_lot::Mutex;
 use subtle::{Choice, ConstantTimeEq as _};
+
+use crate::tls;
 
 /// Files are looked at this often.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is said to those who are not let in (RFC 9110, 11.6.1).
-pub(crate) const CHALLENGE: &str = "Basic realm=\"rubato\", Bearer realm=\"rubato\"";
+const CHALLENGE: &str = "Basic realm=\"rubato\", Bearer realm=\"rubato\"";
 
 /// Where those who are let in are written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,8 +77,25 @@ impl Credentials {
         Ok(Some(Arc::new(Self { files: files.clone(), current })))
     }
 
-    /// Whether a request with these headers is let in.
-    pub(crate) fn admit(&self, headers: &HeaderMap) -> bool {
+    fn accepted(&self) -> Arc<Accepted> {
+        let mut current = self.current.lock();
+        if current.looked.elapsed() >= CHECK_INTERVAL {
+            current.looked = Instant::now();
+            let modified = self.files.modified();
+            if modified != current.modified {
+                current.modified = modified;
+                match self.files.read() {
+                    Ok(accepted) => current.accepted = Arc::new(accepted),
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot read who is let in, those of before are"),
+                }
+            }
+        }
+        Arc::clone(&current.accepted)
+    }
+}
+
+impl Admit for Credentials {
+    fn admit(&self, headers: &HeaderMap) -> bool {
         let accepted = self.accepted();
         let mut admitted = Choice::from(0);
         // More than one would be somebody's try to be let in by one proxy's reading and known by another's.
@@ -95,28 +115,6 @@ impl Credentials {
         admitted.into()
     }
 
-    fn accepted(&self) -> Arc<Accepted> {
-        let mut current = self.current.lock();
-        if current.looked.elapsed() >= CHECK_INTERVAL {
-            current.looked = Instant::now();
-            let modified = self.files.modified();
-            if modified != current.modified {
-                current.modified = modified;
-                match self.files.read() {
-                    Ok(accepted) => current.accepted = Arc::new(accepted),
-                    Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot read who is let in, those of before are"),
-                }
-            }
-        }
-        Arc::clone(&current.accepted)
-    }
-}
-
-impl ingest::Admit for Credentials {
-    fn admit(&self, headers: &HeaderMap) -> bool {
-        Self::admit(self, headers)
-    }
-
     fn challenge(&self) -> &'static str {
         CHALLENGE
     }
@@ -124,8 +122,7 @@ impl ingest::Admit for Credentials {
 
 impl AuthFiles {
     fn modified(&self) -> [Option<SystemTime>; 2] {
-        [&self.basic_users, &self.bearer_tokens]
-            .map(|path| path.as_ref().and_then(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok()))
+        [&self.basic_users, &self.bearer_tokens].map(|path| path.as_ref().and_then(|path| tls::modified(path)))
     }
 
     fn read(&self) -> anyhow::Result<Accepted> {

@@ -25,6 +25,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::{any, get},
 };
+use ingest::Admit as _;
 use prometheus::{Registry, TextEncoder};
 use query::RequestMetrics;
 use storage::clock::{Clock as _, SystemClock};
@@ -33,7 +34,7 @@ use tonic::{Status, service::Routes};
 use tower::ServiceExt as _;
 
 use crate::{
-    auth::{self, Credentials},
+    auth::Credentials,
     config::{Config, Mode, Overrides, runtime_config, tenant_json},
     grpc, listener, logging, openmetrics,
     own_traces::OwnTraces,
@@ -226,7 +227,7 @@ async fn authenticate(Shared(credentials): Shared<Arc<Credentials>>, request: Re
     if grpc::is_grpc(&request) {
         return Status::unauthenticated("no valid credentials").into_http();
     }
-    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, auth::CHALLENGE)], "no valid credentials\n").into_response()
+    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, credentials.challenge())], "no valid credentials\n").into_response()
 }
 
 /// Around every request: its log line, and the end of keep-alive while stopping.

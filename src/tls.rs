@@ -111,7 +111,8 @@ impl Pem {
     }
 }
 
-fn modified(path: &Path) -> Option<SystemTime> {
+/// When a file was written last, if it can be seen.
+pub(crate) fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 

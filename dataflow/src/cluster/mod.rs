@@ -127,9 +127,7 @@ pub struct Epoch {
 impl Epoch {
     /// The epoch as one number, for those who only tell epochs apart and want the later one: the counter, and 16 bits of who formed it.
     pub fn number(&self) -> u64 {
-        // FNV-1a.
-        let fold = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-        let hash = self.leader.as_bytes().iter().fold(0x811c_9dc5_u32, fold);
+        let hash = storage::ring::fnv1a_32(self.leader.as_bytes());
         self.counter << 16 | u64::from(hash >> 16 ^ hash & 0xffff)
     }
 }
