@@ -24,7 +24,7 @@ use ingest::Admit;
 use parking_lot::Mutex;
 use subtle::{Choice, ConstantTimeEq as _};
 
-use crate::tls;
+use storage::tls;
 
 /// Files are looked at this often.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -121,6 +121,11 @@ impl Admit for Credentials {
 }
 
 impl AuthFiles {
+    /// Whether anybody has to say who they are.
+    pub(crate) fn asks(&self) -> bool {
+        self.basic_users.is_some() || self.bearer_tokens.is_some()
+    }
+
     fn modified(&self) -> [Option<SystemTime>; 2] {
         [&self.basic_users, &self.bearer_tokens].map(|path| path.as_ref().and_then(|path| tls::modified(path)))
     }

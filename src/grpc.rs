@@ -11,7 +11,10 @@
 
 use std::{
     convert::Infallible,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -27,12 +30,13 @@ use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
+use http_body::Frame;
 use http_body_util::BodyExt as _;
-use query::RequestMetrics;
+use query::{InFlight, RequestMetrics};
 use tonic::{Code, Status, service::Routes};
 use tower::ServiceExt as _;
 
-use crate::{config::GrpcServer, http::Admin, services::Shutdown, tls::Listener};
+use crate::http::Admin;
 
 mod health {
     #![allow(
@@ -69,29 +73,6 @@ pub(crate) fn router(admin: &Arc<Admin>) -> Router {
         Some(metrics) => router.layer(middleware::from_fn_with_state(metrics.clone(), measure)),
         None => router,
     }
-}
-
-/// Serves until told to stop and until open calls have ended.
-///
-/// # Errors
-/// The listener fails.
-pub(crate) async fn serve(listener: Listener, settings: GrpcServer, router: Router, mut shutdown: Shutdown) -> anyhow::Result<()> {
-    let mut server = tonic::transport::Server::builder()
-        .max_concurrent_streams(settings.max_concurrent_streams)
-        .http2_keepalive_interval(Some(settings.keepalive_time).filter(|time| !time.is_zero()))
-        .http2_keepalive_timeout(Some(settings.keepalive_timeout));
-    if let Some(age) = settings.max_connection_age {
-        server = server.max_connection_age(age);
-    }
-    if let Some(grace) = settings.max_connection_age_grace {
-        server = server.max_connection_age_grace(grace);
-    }
-    let incoming = stream::unfold(listener, async |mut listener| {
-        let (connection, _peer) = listener.next().await?;
-        Some((Ok::<_, std::io::Error>(connection), listener))
-    });
-    server.add_routes(Routes::from(router)).serve_with_incoming_shutdown(incoming, async move { shutdown.wait().await }).await?;
-    Ok(())
 }
 
 /// Whether a request is a call of gRPC.
@@ -149,6 +130,7 @@ fn serving(admin: &Admin) -> ServingStatus {
 /// A call that is going on. Counted when it is dropped.
 struct Call {
     metrics: RequestMetrics,
+    running: InFlight,
     method: String,
     started: Instant,
     code: Option<Code>,
@@ -182,10 +164,20 @@ fn log(method: &str, code: Option<Code>, took: Duration) {
 
 /// Measures a call to its end, which is that of the stream of its answers.
 async fn measure(State(metrics): State<RequestMetrics>, request: Request, next: Next) -> Response {
-    let mut call = Call { metrics, method: request.uri().path().to_owned(), started: Instant::now(), code: None };
-    let response = next.run(request).await;
+    let method = request.uri().path().to_owned();
+    let running = metrics.begin_grpc(&method);
+    let mut call = Call { metrics, running, method, started: Instant::now(), code: None };
+    let received = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&received);
+    let counting = move |frame: Frame<bytes::Bytes>| {
+        counted.fetch_add(frame.data_ref().map_or(0, bytes::Bytes::len), Ordering::Relaxed);
+        frame
+    };
+    let response = next.run(request.map(|body| Body::new(body.map_frame(counting)))).await;
     call.note(response.headers());
-    let noting = move |frame: http_body::Frame<bytes::Bytes>| {
+    let noting = move |frame: Frame<bytes::Bytes>| {
+        call.running.received(received.swap(0, Ordering::Relaxed));
+        call.running.answered(frame.data_ref().map_or(0, bytes::Bytes::len));
         if let Some(trailers) = frame.trailers_ref() {
             call.note(trailers);
         }

@@ -1,11 +1,12 @@
-//! HTTP connections: takes them, and gives up on clients that keep them busy with nothing.
+//! Connections of HTTP and of gRPC: takes them, and gives up on clients that keep them busy with nothing.
 //!
 //! ```text
 //!  accept ─► task per connection ─► HTTP/1.1, or HTTP/2 if the client begins with it ─► router
 //!             │                        ├─ next request or its head does not come      idle
 //!             │                        ├─ body of a request does not come to its end  read    (read_within)
-//!             │                        └─ client takes nothing of its answer          write   (Patient)
-//!             └─ shutdown: no further request, open ones are answered
+//!             │                        ├─ client takes nothing of its answer          write   (Patient)
+//!             │                        └─ client does not answer a ping               keepalive
+//!             └─ shutdown, or too old: no further request, open ones are answered
 //! ```
 //!
 //! The time that an answer takes to be found is not counted: queries have deadlines of their own, and streams go on as long as they do. An
@@ -26,6 +27,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use storage::tls::Connection;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     task::JoinSet,
@@ -34,16 +36,56 @@ use tokio::{
 use tower::ServiceExt as _;
 
 use crate::{
-    config::HttpTimeouts,
+    config::{GrpcServer, HttpTimeouts},
     services::Shutdown,
-    tls::{Connection, Listener},
+    tls::Listener,
 };
+
+/// Requests of an HTTP/2 connection at the same time.
+const HTTP_STREAMS: u32 = 200;
+
+/// How connections are served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Serving {
+    /// HTTP/2 and nothing else.
+    only_http2: bool,
+    /// How long clients are waited for.
+    timeouts: HttpTimeouts,
+    /// Requests of an HTTP/2 connection at the same time.
+    max_concurrent_streams: u32,
+    /// After what silence an HTTP/2 connection is pinged, and how long the answer may take.
+    keepalive: Option<(Duration, Duration)>,
+    /// After what time a connection takes no further request.
+    max_age: Option<Duration>,
+    /// How long those that are open may take then.
+    max_age_grace: Option<Duration>,
+}
+
+impl From<HttpTimeouts> for Serving {
+    fn from(timeouts: HttpTimeouts) -> Self {
+        let max_concurrent_streams = HTTP_STREAMS;
+        Self { only_http2: false, timeouts, max_concurrent_streams, keepalive: None, max_age: None, max_age_grace: None }
+    }
+}
+
+impl From<&GrpcServer> for Serving {
+    fn from(grpc: &GrpcServer) -> Self {
+        Self {
+            only_http2: true,
+            timeouts: HttpTimeouts { idle: None, read: None, write: None },
+            max_concurrent_streams: grpc.max_concurrent_streams.unwrap_or(u32::MAX),
+            keepalive: Some((grpc.keepalive_time, grpc.keepalive_timeout)).filter(|(time, _)| !time.is_zero()),
+            max_age: grpc.max_connection_age,
+            max_age_grace: grpc.max_connection_age_grace,
+        }
+    }
+}
 
 /// Serves until told to stop and until open requests have ended.
 ///
 /// # Errors
 /// None: what goes wrong concerns one connection.
-pub(crate) async fn serve(mut listener: Listener, timeouts: HttpTimeouts, router: Router, mut shutdown: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn serve(mut listener: Listener, serving: Serving, router: Router, mut shutdown: Shutdown) -> anyhow::Result<()> {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -51,21 +93,32 @@ pub(crate) async fn serve(mut listener: Listener, timeouts: HttpTimeouts, router
             () = shutdown.wait() => break,
         };
         while connections.try_join_next().is_some() {}
-        let Some((stream, _)) = accepted else { break };
-        connections.spawn(connection(stream, timeouts, router.clone(), shutdown.clone()));
+        let Some((stream, slot)) = accepted else { break };
+        let connection = connection(stream, serving, router.clone(), shutdown.clone());
+        connections.spawn(async move {
+            connection.await;
+            drop(slot);
+        });
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
     Ok(())
 }
 
-async fn connection(stream: Connection, timeouts: HttpTimeouts, router: Router, mut shutdown: Shutdown) {
+async fn connection(stream: Connection, serving: Serving, router: Router, mut shutdown: Shutdown) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(timeouts.idle);
-    builder.http2().timer(TokioTimer::new());
+    if serving.only_http2 {
+        builder = builder.http2_only();
+    }
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(serving.timeouts.idle);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(serving.max_concurrent_streams);
+    if let Some((time, timeout)) = serving.keepalive {
+        builder.http2().keep_alive_interval(time).keep_alive_timeout(timeout);
+    }
     let service = router.map_request(|request: Request<hyper::body::Incoming>| request.map(Body::new));
-    let io = TokioIo::new(Patient { stream, patience: timeouts.write, waiting: None });
-    let connection = builder.serve_connection_with_upgrades(io, TowerToHyperService::new(service));
+    let io = TokioIo::new(Patient { stream, patience: serving.timeouts.write, waiting: None });
+    // The variant with upgrades would speak HTTP/1.1 whatever was asked for.
+    let connection = builder.serve_connection(io, TowerToHyperService::new(service));
     tokio::pin!(connection);
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
@@ -73,9 +126,24 @@ async fn connection(stream: Connection, timeouts: HttpTimeouts, router: Router, 
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = after(serving.max_age) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                outcome = connection => outcome,
+                () = after(serving.max_age_grace) => Ok(()),
+            }
+        }
     };
     if let Err(error) = outcome {
         tracing::debug!(error, "connection ends");
+    }
+}
+
+/// Ends after this time; never, if there is none.
+async fn after(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -161,6 +229,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::tls::Open;
 
     const SHORT: Duration = Duration::from_millis(200);
     /// Long enough for a busy machine, and shorter than the timeouts of nothing.
@@ -174,10 +243,19 @@ mod tests {
     }
 
     async fn start(timeouts: HttpTimeouts, router: Router) -> Server {
+        limited(timeouts, router, Open::new(gauge(), 0)).await
+    }
+
+    fn gauge() -> prometheus::IntGauge {
+        prometheus::IntGauge::new("connections", "Connections.").expect("a name")
+    }
+
+    async fn limited(serving: impl Into<Serving>, router: Router, open: Open) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let (stop, shutdown) = Shutdown::new();
-        Server { address, stop, task: tokio::spawn(serve(Listener::Plain(listener), timeouts, router, shutdown)) }
+        let listener = Listener::Plain(listener, open);
+        Server { address, stop, task: tokio::spawn(serve(listener, serving.into(), router, shutdown)) }
     }
 
     /// Sends, and reads until the server closes the connection.
@@ -196,6 +274,38 @@ mod tests {
         assert_eq!(talk(server.address, "GET / HTTP/1.1\r\nHost:").await, "", "a head without end");
         let answer = talk(server.address, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("hello"), "answered, then left: {answer}");
+    }
+
+    #[tokio::test]
+    async fn where_only_http_2_is_spoken_a_request_of_http_1_is_refused() {
+        let serving = Serving { only_http2: true, ..NEVER.into() };
+        let server = limited(serving, Router::new().route("/", any(async || "hello")), Open::new(gauge(), 0)).await;
+        let mut stream = TcpStream::connect(server.address).await.expect("listens");
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.expect("sent");
+        let mut answer = Vec::new();
+        _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the server closes the connection");
+        assert!(!answer.starts_with(b"HTTP/1.1"), "{}", String::from_utf8_lossy(&answer));
+    }
+
+    #[tokio::test]
+    async fn connections_are_counted_and_wait_beyond_the_limit() {
+        let count = gauge();
+        let server = limited(NEVER, Router::new().route("/", any(async || "hello")), Open::new(count.clone(), 1)).await;
+        let mut first = TcpStream::connect(server.address).await.expect("listens");
+        first.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sent");
+        let mut word = [0; 8];
+        first.read_exact(&mut word).await.expect("answered");
+        assert_eq!((&word, count.get()), (b"HTTP/1.1", 1));
+        let address = server.address;
+        let second = tokio::spawn(async move { talk(address, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await });
+        drop(first);
+        assert!(second.await.expect("no panic").ends_with("hello"), "once the first has gone");
+        let gone = async {
+            while count.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("both are gone");
     }
 
     #[tokio::test]

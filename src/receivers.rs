@@ -5,14 +5,13 @@ use std::{collections::HashMap, net::SocketAddr, pin::Pin, sync::Arc};
 use tokio::net::{TcpListener, UdpSocket};
 
 use anyhow::Context as _;
+use storage::tls::ServerTls;
 
 use crate::{
     app::App,
     auth::Credentials,
     config::{Grpc, Http, Udp},
-    http,
-    tls::ServerTls,
-    write_path,
+    http, write_path,
 };
 
 /// A receiver's socket and how connections to it are treated.
@@ -37,19 +36,7 @@ impl Receivers {
     /// Takes the ports.
     pub(crate) async fn bind(app: &App) -> anyhow::Result<Self> {
         let config = app.config.distributor.receivers.clone();
-        // Listening in the clear where encryption or authentication was asked for would be worse than not listening.
-        if let Some(key) = config.unused.iter().find(|key| key.contains(".tls") || key.contains(".auth")) {
-            anyhow::bail!("{key} is not available in this version of Rubato: remove it to listen without");
-        }
-        // As would be not listening at all without a word.
-        if let Some(name) = config.unavailable.first() {
-            anyhow::bail!("distributor.receivers.{name} is not available in this version of Rubato");
-        }
         let admit = Credentials::read(&app.config.server.auth)?.map(|credentials| credentials as Arc<dyn ingest::Admit>);
-        // Datagrams carry no credentials.
-        if admit.is_some() && (!config.jaeger_compact.is_empty() || !config.jaeger_binary.is_empty()) {
-            anyhow::bail!("rubato.auth: Jaeger's thrift_compact and thrift_binary cannot ask for credentials: remove these receivers");
-        }
         let socket = async |endpoint: &str, tls: &Option<ServerTls>| -> anyhow::Result<Socket> {
             let listener = http::bind(endpoint).await?;
             let tls = tls.as_ref().map(ServerTls::config).transpose();

@@ -9,6 +9,7 @@ use tonic::Code;
 use crate::harness::{
     client::spans,
     eventually,
+    network::{Network, start_all, until_state},
     otlp::{body, span},
     server::{Config, Server},
 };
@@ -151,4 +152,143 @@ async fn those_without_credentials_are_not_let_in() {
     for secret in ["pass-4711", "agent-token", "another-token"] {
         assert!(!server.log().contains(secret), "{secret} is in the log");
     }
+}
+
+/// Certificates of processes that meet as equals, as files.
+struct Peers {
+    folder: tempfile::TempDir,
+}
+
+impl Peers {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, text) in [
+            ("ca", include_str!("../storage/tests/tls/ca.pem")),
+            ("other-ca", include_str!("../storage/tests/tls/other-ca.pem")),
+            ("cert", include_str!("../storage/tests/tls/peer.pem")),
+            ("key", include_str!("../storage/tests/tls/peer.key")),
+        ] {
+            fs::write(folder.path().join(name), text).expect("writable");
+        }
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// The keys of a client that believes this authority; they are those of gossip and mesh, too.
+    fn client(&self, authority: &str) -> String {
+        let (cert, key) = (self.path("cert"), self.path("key"));
+        format!("{}, tls_cert_path: {cert}, tls_key_path: {key}", self.nobody(authority))
+    }
+
+    /// The same, without a certificate of its own. Gossip has addresses that no certificate names.
+    fn nobody(&self, authority: &str) -> String {
+        format!("tls_enabled: true, tls_ca_path: {}, tls_server_name: rubato.test", self.path(authority))
+    }
+
+    /// The key of a gRPC server that lets in whom the authority knows.
+    fn server(&self) -> &'static str {
+        let (cert, key, ca) = (self.path("cert"), self.path("key"), self.path("ca"));
+        let auth = "client_auth_type: RequireAndVerifyClientCert";
+        format!("  grpc_tls_config: {{cert_file: {cert}, key_file: {key}, client_ca_file: {ca}, {auth}}}").leak()
+    }
+
+    /// A configuration whose gossip, dataflow and clients of ingesters speak as these say.
+    fn speaking(&self, config: Config, gossip: &str, dataflow: &str, ingesters: &str) -> Config {
+        let more = config.more.replace("memberlist: {", &format!("memberlist: {{{gossip}, "));
+        let more = more.replace("dataflow: {", &format!("dataflow: {{{dataflow}, "));
+        let more = more.replace("ingester_client: {", &format!("ingester_client: {{grpc_client_config: {{{ingesters}}}, "));
+        Config { server: self.server(), more: more.leak(), ..config }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_encrypts_everything_and_turns_strangers_away() {
+    let (network, peers) = (Network::new(), Peers::new());
+    let known = peers.client("ca");
+    let speaking = |config: Config| peers.speaking(config, &known, &known, &known);
+    let mut ingesters = [0, 1].map(|node| Server::prepare(speaking(network.ingester(node, 2, "", ""))));
+    let mut distributor = Server::prepare(speaking(network.distributor(2, 2)));
+    start_all(ingesters.iter_mut().chain([&mut distributor])).await;
+    let bucket = Some(ingesters[0].blocks_path());
+    let more = "target: query-frontend\nquery_frontend: {query_end_cutoff: 0s}\n";
+    let mut frontend = Server::prepare(Config { server: peers.server(), more, bucket: bucket.clone(), ..Config::default() });
+    frontend.spawn();
+    let frontend_address = frontend.grpc_address();
+    let querier = |node: usize, frontends: &str, ingesters: &str| {
+        let worker = format!("frontend_worker: {{frontend_address: \"{}\", grpc_client_config: {{{frontends}}}}}", frontend_address);
+        let memberlist = network.memberlist(node, 2, "");
+        let more = format!("target: querier\nquerier: {{{worker}}}\n{memberlist}ingester_client: {{remote_timeout: 60s}}\n").leak();
+        let ingester = "  lifecycler: {ring: {replication_factor: 3, heartbeat_timeout: 10s}}";
+        peers.speaking(Config { more, ingester, bucket: bucket.clone(), ..Config::default() }, &known, &known, ingesters)
+    };
+    let querier_known = Server::start(querier(3, &known, &known)).await;
+    assert!(frontend.wait_until_ready().await, "it has a querier");
+
+    for node in ["ingester-0", "ingester-1"] {
+        until_state(&[&distributor, &querier_known], node, Some("ACTIVE")).await;
+    }
+    for number in 10..20 {
+        distributor.client().export(body("shop", vec![span(id(number), number, "sell")]), None).await.expect("both ingesters take it");
+    }
+    for number in 10..20 {
+        let trace = eventually("the trace is found", async || frontend.client().trace(id(number)).await).await;
+        assert_eq!(spans(&trace).count(), 1);
+    }
+    for ingester in &ingesters {
+        let members = async || (ingester.client().metric("rubato_dataflow_members", &[]).await > 1.5).then_some(());
+        eventually("both run one dataflow", members).await;
+    }
+
+    // Clients whom ingesters do not know, or who do not believe them: refused, and told why.
+    let nobody = peers.nobody("ca");
+    for (node, client, why) in [(4, peers.client("other-ca"), "UnknownIssuer"), (5, nobody.clone(), "CertificateRequired")] {
+        let more = network.distributor(node, 2).more.replace("remote_timeout: 60s", "remote_timeout: 10s");
+        let config = peers.speaking(Config { more: more.leak(), ..network.distributor(node, 2) }, &known, &known, &client);
+        let stranger = Server::start(config).await;
+        until_state(&[&stranger], "ingester-0", Some("ACTIVE")).await;
+        until_state(&[&stranger], "ingester-1", Some("ACTIVE")).await;
+        // A connection that is reset may take the reason with it; the next one brings it.
+        eventually("the reason is told", async || {
+            let refused = stranger.client().export(body("shop", vec![span(id(30), 1, "steal")]), None).await.expect_err("nobody takes it");
+            refused.message().contains(why).then_some(())
+        })
+        .await;
+    }
+
+    // A querier that the frontend does not know.
+    let mut stranger = Server::prepare(querier(6, &nobody, &known));
+    stranger.spawn();
+    eventually("it says why it has no jobs", async || {
+        let log = stranger.log();
+        (log.contains("no jobs from a query-frontend") && log.contains("CertificateRequired")).then_some(())
+    })
+    .await;
+
+    // An ingester whose gossip is in the clear, one that believes others, one whose dataflow does.
+    let refusals = async || ingesters[0].client().metric("rubato_memberlist_refused_connections_total", &["reason=\"tls\""]).await;
+    let before = refusals().await;
+    let mut stranger = Server::prepare(network.ingester(7, 2, "", ""));
+    stranger.spawn();
+    eventually("gossip in the clear is refused", async || (refusals().await > before).then_some(())).await;
+    drop(stranger);
+    let other = peers.client("other-ca");
+    let mut stranger = Server::prepare(peers.speaking(network.ingester(8, 2, "", ""), &other, &known, &known));
+    stranger.spawn();
+    eventually("it does not believe the others", async || {
+        let log = stranger.log();
+        (log.contains("member cannot be joined") && log.contains("UnknownIssuer")).then_some(())
+    })
+    .await;
+    drop(stranger);
+    let mut stranger = Server::prepare(peers.speaking(network.ingester(9, 2, "", ""), &known, &other, &known));
+    stranger.spawn();
+    eventually("its dataflow does not believe the others", async || {
+        let log = stranger.log();
+        (log.contains("no beats to candidate") && log.contains("UnknownIssuer")).then_some(())
+    })
+    .await;
+    assert!(distributor.is_alive() && frontend.is_alive());
 }

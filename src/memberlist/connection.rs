@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use storage::tls::{Connection, Peers};
 use tokio::{
     net::TcpStream,
     time::{error::Elapsed, timeout},
@@ -36,12 +37,13 @@ pub(super) struct Connections {
     pub(super) store: Store,
     pub(super) metrics: Metrics,
     // Locked to take one out or put one in.
-    kept: Mutex<HashMap<SocketAddr, TcpStream>>,
+    kept: Mutex<HashMap<SocketAddr, Connection>>,
+    peers: Peers,
 }
 
 impl Connections {
-    pub(super) fn new(settings: Settings, store: Store, metrics: Metrics) -> Self {
-        Self { settings, store, metrics, kept: Mutex::default() }
+    pub(super) fn new(settings: Settings, store: Store, peers: Peers, metrics: Metrics) -> Self {
+        Self { settings, store, metrics, kept: Mutex::default(), peers }
     }
 
     /// Brings this process and another level.
@@ -71,16 +73,16 @@ impl Connections {
         Ok(())
     }
 
-    async fn connect(&self, peer: SocketAddr) -> std::io::Result<TcpStream> {
-        let mut stream = timeout(self.settings.dial_timeout, TcpStream::connect(peer)).await.map_err(late)??;
-        stream.set_nodelay(true)?;
+    async fn connect(&self, peer: SocketAddr) -> std::io::Result<Connection> {
+        let address = peer.to_string();
+        let mut stream = timeout(self.settings.dial_timeout, self.peers.connector.connect(&address)).await.map_err(late)??;
         let Settings { label, name, .. } = &self.settings;
         let hello = Hello { protocol: PROTOCOL, label: label.clone(), name: name.clone() };
         timeout(self.settings.exchange_timeout, wire::write(&mut stream, &hello)).await.map_err(late)??;
         Ok(stream)
     }
 
-    async fn exchange_on(&self, mut stream: TcpStream, versions: &Versions) -> std::io::Result<TcpStream> {
+    async fn exchange_on(&self, mut stream: Connection, versions: &Versions) -> std::io::Result<Connection> {
         let exchange = async {
             wire::write(&mut stream, &Message::Sync(versions.clone())).await?;
             let Message::Delta { entries, wanted } = answered(&mut stream).await? else { return Err(misunderstood()) };
@@ -95,8 +97,10 @@ impl Connections {
     }
 
     /// Answers whoever has connected, until the connection ends.
-    pub(super) async fn answer(&self, mut stream: TcpStream) -> std::io::Result<()> {
+    pub(super) async fn answer(&self, stream: TcpStream) -> std::io::Result<()> {
         let patience = self.settings.exchange_timeout;
+        let accepted = timeout(patience, self.peers.acceptor.accept(stream)).await.map_err(late).flatten();
+        let mut stream = accepted.inspect_err(|_| self.metrics.refused_connections.with_label_values(&["tls"]).inc())?;
         let hello: Option<Hello> = timeout(patience, wire::read(&mut stream)).await.map_err(late)??;
         let Some(hello) = hello else { return Ok(()) };
         if let Some(reason) = self.refuses(&hello) {
@@ -143,7 +147,7 @@ impl Connections {
     }
 }
 
-async fn answered(stream: &mut TcpStream) -> std::io::Result<Message> {
+async fn answered(stream: &mut Connection) -> std::io::Result<Message> {
     let nothing = || Error::new(ErrorKind::UnexpectedEof, "closed without an answer: perhaps another cluster_label");
     wire::read(stream).await?.ok_or_else(nothing)
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    io::ErrorKind,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -14,6 +15,7 @@ use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng as _, SeedableRng as _},
 };
+use storage::tls::Peers;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -52,7 +54,7 @@ impl Gossip {
     ///
     /// # Errors
     /// It is taken; the error names it.
-    pub(crate) async fn bind(settings: Settings, store: Store, seed: u64, registry: &Registry) -> anyhow::Result<Arc<Self>> {
+    pub(crate) async fn bind(settings: Settings, store: Store, peers: Peers, seed: u64, registry: &Registry) -> anyhow::Result<Arc<Self>> {
         let mut listeners = Vec::new();
         for address in &settings.listen {
             let listener = TcpListener::bind(address).await;
@@ -61,7 +63,7 @@ impl Gossip {
         let metrics = Metrics::new(registry)?;
         Ok(Arc::new(Self {
             listeners,
-            connections: Arc::new(Connections::new(settings, store, metrics)),
+            connections: Arc::new(Connections::new(settings, store, peers, metrics)),
             candidate: Mutex::default(),
             busy: Mutex::default(),
             random: Mutex::new(ChaCha8Rng::seed_from_u64(seed)),
@@ -205,8 +207,13 @@ impl Gossip {
     async fn ask_all(&self, peers: &[SocketAddr]) -> usize {
         let ask = async |peer: &SocketAddr| match self.connections.exchange(*peer).await {
             Ok(()) => 1,
+            // It is there, and does not speak as we do: without TLS, or with another authority.
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                tracing::warn!(%peer, %error, "member cannot be joined");
+                0
+            }
             Err(error) => {
-                tracing::debug!(%peer, error = error.to_string(), "member cannot be joined");
+                tracing::debug!(%peer, %error, "member cannot be joined");
                 0
             }
         };

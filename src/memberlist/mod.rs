@@ -20,8 +20,8 @@
 //! hundreds of MiB. Here, a message that isn't understood ends its connection, and nothing else.
 //!
 //! Invariants: bytes of a peer never panic and are never trusted for a size; frames, keys, values, entries and connections are bounded; nobody with another
-//! `cluster_label` is listened to. What is deliberately absent: authentication and encryption (as in Tempo, the port must be closed to strangers), and the
-//! decision who is alive in the dataflow, which beats over its own connections make much faster.
+//! `cluster_label` is listened to, nor, with `tls_enabled` and `tls_ca_path`, anybody without a certificate. Without those the port must be closed to
+//! strangers, as in Tempo. What is deliberately absent: the decision who is alive in the dataflow, which beats over its own connections make much faster.
 
 mod connection;
 mod entry;

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use storage::{
     clock::{Clock, ManualClock, SystemClock},
     ring::{Instance, Settings as RingSettings, State},
+    tls::Peers,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -215,7 +216,7 @@ async fn bound(name: &str, label: &str, seeds: &[SocketAddr], change: impl FnOnc
     change(&mut settings);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let store = Store::new(clock, Duration::from_secs(300), Duration::from_secs(20));
-    (Gossip::bind(settings, store, 1, &Registry::new()).await.expect("the port is free"), address)
+    (Gossip::bind(settings, store, Peers::default(), 1, &Registry::new()).await.expect("the port is free"), address)
 }
 
 impl Node {

@@ -25,4 +25,5 @@ pub mod recent;
 pub mod ring;
 pub mod segment;
 pub mod synthetic;
+pub mod tls;
 pub mod wal;

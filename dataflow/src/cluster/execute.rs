@@ -333,7 +333,7 @@ mod tests {
         let epoch = Epoch { counter: 1, leader: "a".into() };
         let formation = |index: usize, socket| {
             let lost = Lost::default();
-            let stream = GenStream::new(socket, &members[1 - index].id, index, 1 - index, THREADS, lost.clone()).expect("wraps");
+            let stream = GenStream::new(socket, &members[1 - index].id, index, 1 - index, THREADS, lost.clone());
             let mut streams = vec![None, None];
             streams[1 - index] = Some(stream);
             Formation::new(epoch.clone(), index, members.clone(), THREADS, streams, lost, "start")

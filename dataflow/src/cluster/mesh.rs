@@ -27,6 +27,7 @@ use std::{
 
 use futures::future::try_join_all;
 use parking_lot::{Condvar, Mutex};
+use storage::tls::{Connection, Duplex, Peers};
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
@@ -62,6 +63,7 @@ pub struct Cluster {
 struct Shared {
     settings: Settings,
     me: Candidate,
+    peers: Peers,
     metrics: Metrics,
     council: Mutex<Council>,
     slot: Mutex<Slot>,
@@ -77,7 +79,7 @@ struct Shared {
     has_filed: Notify,
     connections: AtomicU64,
     /// Connections that bring a question, for whoever answers.
-    asking: Mutex<Option<mpsc::Sender<std::net::TcpStream>>>,
+    asking: Mutex<Option<mpsc::Sender<Connection>>>,
     last_refusal: Mutex<Option<Instant>>,
 }
 
@@ -96,7 +98,7 @@ struct Filed {
     epoch: Epoch,
     id: String,
     incarnation: u64,
-    socket: TcpStream,
+    socket: Connection,
     at: Instant,
 }
 
@@ -104,12 +106,12 @@ impl Cluster {
     /// A process that is alone and will be: its formations are of one, begin at once, and cost nothing. `newest` is the counter of the
     /// newest manifest's epoch, or 0.
     pub fn alone(settings: Settings, me: Candidate, newest: u64, metrics: Metrics) -> Self {
-        Self { shared: Arc::new(Shared::new(settings, me, newest, metrics)), thread: Mutex::new(None) }
+        Self { shared: Arc::new(Shared::new(settings, me, newest, Peers::default(), metrics)), thread: Mutex::new(None) }
     }
 
     /// Joins the others. `candidates` is gossip's list, which must not forget a process merely because it is silent; this process need not
     /// be in it. Start it when gossip has heard of the others, or formations of one come first. `newest` is the counter of the newest
-    /// manifest's epoch, or 0.
+    /// manifest's epoch, or 0. All connections, in both directions, are those of `peers`.
     ///
     /// # Errors
     /// No thread, or no sockets to be had; a name of the process or the cluster that is empty or too long.
@@ -118,6 +120,7 @@ impl Cluster {
         me: Candidate,
         newest: u64,
         listener: TcpListener,
+        peers: Peers,
         candidates: watch::Receiver<Arc<[Candidate]>>,
         metrics: Metrics,
     ) -> io::Result<Self> {
@@ -131,7 +134,7 @@ impl Cluster {
         }
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let shared = Arc::new(Shared::new(settings, me, newest, metrics));
+        let shared = Arc::new(Shared::new(settings, me, newest, peers, metrics));
         let thread = {
             let shared = Arc::clone(&shared);
             let body = move || {
@@ -148,14 +151,15 @@ impl Cluster {
     }
 
     /// Connections over which other members ask something. Whoever calls this last gets them; while nobody does, they are refused.
-    pub(crate) fn asking(&self) -> mpsc::Receiver<std::net::TcpStream> {
+    /// They are of use only as long as the mesh runs, whose thread watches over their sockets.
+    pub(crate) fn asking(&self) -> mpsc::Receiver<Connection> {
         let (sender, receiver) = mpsc::channel(MAX_ASKING);
         *self.shared.asking.lock() = Some(sender);
         receiver
     }
 
     /// A connection over which a question can be asked.
-    pub(crate) async fn ask(&self, member: &Candidate) -> Result<TcpStream, wire::WireError> {
+    pub(crate) async fn ask(&self, member: &Candidate) -> Result<Connection, wire::WireError> {
         let asks = Hello { asks: true, ..self.shared.hello(&member.id, None) };
         within(self.shared.settings.handshake_timeout, self.shared.connect(member.address, &asks)).await
     }
@@ -221,11 +225,12 @@ impl Drop for Cluster {
 }
 
 impl Shared {
-    fn new(settings: Settings, me: Candidate, newest: u64, metrics: Metrics) -> Self {
+    fn new(settings: Settings, me: Candidate, newest: u64, peers: Peers, metrics: Metrics) -> Self {
         Self {
             council: Mutex::new(Council::new(settings.clone(), me.clone(), newest, Instant::now())),
             settings,
             me,
+            peers,
             metrics,
             slot: Mutex::default(),
             ready: Condvar::new(),
@@ -379,13 +384,12 @@ impl Shared {
     }
 
     fn hello(&self, to: &str, epoch: Option<Epoch>) -> Hello {
-        let Settings { cluster, wire, threads, .. } = &self.settings;
-        Hello { cluster: cluster.clone(), wire: *wire, threads: *threads, from: self.me.clone(), to: to.to_owned(), epoch, asks: false }
+        let Settings { cluster, wire, threads, alike, .. } = self.settings.clone();
+        Hello { cluster, wire, threads, alike, from: self.me.clone(), to: to.to_owned(), epoch, asks: false }
     }
 
-    async fn connect(&self, address: SocketAddr, hello: &Hello) -> Result<TcpStream, wire::WireError> {
-        let mut socket = TcpStream::connect(address).await?;
-        socket.set_nodelay(true)?;
+    async fn connect(&self, address: SocketAddr, hello: &Hello) -> Result<Connection, wire::WireError> {
+        let mut socket = self.peers.connector.connect(&address.to_string()).await?;
         wire::introduce(&mut socket, hello).await?;
         Ok(socket)
     }
@@ -410,8 +414,8 @@ impl Shared {
     /// Sends beats over one connection, until it fails or there is nothing more to say.
     async fn beat(&self, id: &str, address: SocketAddr) -> Result<(), wire::WireError> {
         let mut kick = self.kick.subscribe();
-        let (mut reading, mut writing) =
-            within(self.settings.handshake_timeout, self.connect(address, &self.hello(id, None))).await?.into_split();
+        let connected = within(self.settings.handshake_timeout, self.connect(address, &self.hello(id, None))).await?;
+        let (mut reading, mut writing) = tokio::io::split(connected);
         tracing::debug!(id, %address, "beats to candidate");
         loop {
             kick.mark_unchanged();
@@ -464,9 +468,15 @@ impl Shared {
         }
     }
 
-    async fn serve(&self, mut socket: TcpStream, from: SocketAddr) {
-        let hello = match within(self.settings.handshake_timeout, wire::read_hello(&mut socket)).await {
-            Ok(hello) => hello,
+    async fn serve(&self, socket: TcpStream, from: SocketAddr) {
+        let begun = async {
+            socket.set_nodelay(true)?;
+            let mut socket = self.peers.acceptor.accept(socket).await?;
+            let hello = wire::read_hello(&mut socket).await?;
+            Ok::<_, wire::WireError>((socket, hello))
+        };
+        let (mut socket, hello) = match within(self.settings.handshake_timeout, begun).await {
+            Ok(begun) => begun,
             Err(error) => return self.refuse("handshake", from, &error.to_string()),
         };
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
@@ -481,6 +491,9 @@ impl Shared {
             error
         });
         let is_refused = refused.is_some();
+        if let (None, false, false, Some((_, difference))) = (&hello.epoch, hello.asks, is_refused, hello.difference(&self.settings)) {
+            tracing::warn!(id = hello.from.id, difference, "candidate cannot be in one dataflow with this process");
+        }
         let answered = within(self.settings.handshake_timeout, wire::answer(&mut socket, refused)).await;
         match (hello.epoch, answered) {
             _ if is_refused => {}
@@ -508,7 +521,7 @@ impl Shared {
 
     /// Whether whoever dials may: the metric's reason and the text if not.
     fn check(&self, hello: &Hello) -> Result<(), (&'static str, String)> {
-        let Settings { cluster, wire, threads, .. } = &self.settings;
+        let cluster = &self.settings.cluster;
         if hello.cluster != *cluster {
             return Err(("cluster", format!("this is cluster {cluster:?}, not {:?}", hello.cluster)));
         }
@@ -516,11 +529,8 @@ impl Shared {
             return Err(("name", format!("this is {:?}, not {:?}", self.me.id, hello.to)));
         }
         let Some(epoch) = &hello.epoch else { return Ok(()) };
-        if hello.wire != *wire {
-            return Err(("wire_version", format!("the wire version is {wire}, not {}", hello.wire)));
-        }
-        if hello.threads != *threads {
-            return Err(("threads", format!("the number of threads is {threads}, not {}", hello.threads)));
+        if let Some(difference) = hello.difference(&self.settings) {
+            return Err(difference);
         }
         if !self.council.lock().is_current(epoch) {
             return Err(("epoch", format!("epoch {epoch} is over")));
@@ -529,7 +539,7 @@ impl Shared {
     }
 
     /// Takes in beats until there are no more; why.
-    async fn listen_to(&self, id: &str, connection: u64, socket: &mut TcpStream) -> String {
+    async fn listen_to(&self, id: &str, connection: u64, socket: &mut Connection) -> String {
         loop {
             // Who is silent for longer may come back with a new connection.
             let beat: Beat = match within(self.settings.dead_after * 8, wire::read_frame(socket)).await {
@@ -548,9 +558,8 @@ impl Shared {
     }
 
     /// Hands a connection that brings a question to whoever answers.
-    fn pass_on(&self, socket: TcpStream) -> Result<(), String> {
+    fn pass_on(&self, socket: Connection) -> Result<(), String> {
         let asking = self.asking.lock().clone().ok_or("nobody answers questions")?;
-        let socket = socket.into_std().map_err(|error| error.to_string())?;
         asking.try_send(socket).map_err(|error| error.to_string())
     }
 
@@ -572,8 +581,11 @@ impl Shared {
         let lost = Lost::noticed_by(Arc::clone(&self.noticed));
         let formed = gathered.and_then(|(index, sockets)| {
             let streams = sockets.into_iter().zip(&form.members).enumerate().map(|(other, (socket, member))| {
-                let wrap = |socket: TcpStream| GenStream::new(socket.into_std()?, &member.id, index, other, form.threads, lost.clone());
-                socket.map(wrap).transpose()
+                let wrap = |socket: Duplex| {
+                    let stream = GenStream::new(socket, &member.id, index, other, form.threads, lost.clone());
+                    stream.counted_by(self.metrics.sent_bytes.clone())
+                };
+                Ok(socket.map(Connection::into_blocking).transpose()?.map(wrap))
             });
             streams.collect::<io::Result<Vec<_>>>().map(|streams| (index, streams)).map_err(|error| error.to_string())
         });
@@ -601,14 +613,14 @@ impl Shared {
     }
 
     /// This process's index, and a socket to each other member.
-    async fn sockets(&self, form: &Form) -> Result<(usize, Vec<Option<TcpStream>>), String> {
+    async fn sockets(&self, form: &Form) -> Result<(usize, Vec<Option<Connection>>), String> {
         let index = form.members.iter().position(|member| member.id == self.me.id).ok_or("not a member")?;
         let lower = try_join_all(form.members[..index].iter().map(async |member| {
             let socket = self.connect(member.address, &self.hello(&member.id, Some(form.epoch.clone()))).await;
             socket.map(Some).map_err(|error| format!("member {:?} at {}: {error}", member.id, member.address))
         }));
         let higher = async {
-            let mut sockets: Vec<Option<TcpStream>> = form.members[index + 1..].iter().map(|_| None).collect();
+            let mut sockets: Vec<Option<Connection>> = form.members[index + 1..].iter().map(|_| None).collect();
             loop {
                 for (member, socket) in form.members[index + 1..].iter().zip(&mut sockets) {
                     let mut filed = self.filed.lock();

@@ -18,11 +18,13 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, TcpStream},
+    net::Shutdown,
     ops::Range,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
+use prometheus::IntCounter;
+use storage::tls::Duplex;
 use timely::communication::allocator::zero_copy::stream::Stream;
 
 use super::{Cause, Lost};
@@ -42,13 +44,15 @@ pub struct GenStream {
 
 #[derive(Debug)]
 struct Shared {
-    socket: TcpStream,
+    socket: Duplex,
     /// Id of the process at the other end.
     peer: String,
     lost: Lost,
     /// Workers of this process, and of the other.
     targets: Range<u64>,
     sources: Range<u64>,
+    /// Counts bytes that were written.
+    sent: OnceLock<IntCounter>,
 }
 
 /// Where in the stream of messages the reader is.
@@ -74,16 +78,21 @@ impl Default for Follower {
 }
 
 impl GenStream {
-    /// Wraps a connected socket between process `index` (this one) and process `other` of a formation.
-    ///
-    /// # Errors
-    /// The socket cannot be made to block.
-    pub fn new(socket: TcpStream, peer: &str, index: usize, other: usize, threads: usize, lost: Lost) -> io::Result<Self> {
-        socket.set_nonblocking(false)?;
-        socket.set_nodelay(true)?;
+    /// Wraps a connection between process `index` (this one) and process `other` of a formation. Writes go out at once if the socket is
+    /// without delay (`TCP_NODELAY`), as it should be.
+    pub fn new(socket: impl Into<Duplex>, peer: &str, index: usize, other: usize, threads: usize, lost: Lost) -> Self {
+        let socket = socket.into();
         let workers = |process: usize| (process * threads) as u64..((process + 1) * threads) as u64;
-        let shared = Shared { socket, peer: peer.to_owned(), lost, targets: workers(index), sources: workers(other) };
-        Ok(Self { shared: Arc::new(shared), follower: Follower::default() })
+        let shared =
+            Shared { socket, peer: peer.to_owned(), lost, targets: workers(index), sources: workers(other), sent: OnceLock::new() };
+        Self { shared: Arc::new(shared), follower: Follower::default() }
+    }
+
+    /// Counts bytes that are written.
+    pub(crate) fn counted_by(self, sent: IntCounter) -> Self {
+        // Nobody else does.
+        let _ = self.shared.sent.set(sent);
+        self
     }
 
     /// A second handle, to end the connection with.
@@ -237,7 +246,12 @@ impl Write for GenStream {
         while !shared.lost.is_set() {
             match (&shared.socket).write(bytes) {
                 Ok(0) if !bytes.is_empty() => shared.lose("nothing more can be written".to_owned()),
-                Ok(written) => return Ok(written),
+                Ok(written) => {
+                    if let Some(sent) = shared.sent.get() {
+                        sent.inc_by(written as u64);
+                    }
+                    return Ok(written);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => shared.lose(error.to_string()),
             }
@@ -269,7 +283,11 @@ impl Stream for GenStream {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, sync::mpsc, thread};
+    use std::{
+        net::{TcpListener, TcpStream},
+        sync::mpsc,
+        thread,
+    };
 
     use timely::communication::{
         Hooks,
@@ -293,7 +311,7 @@ mod tests {
         let dialled = TcpStream::connect(listener.local_addr().expect("has an address")).expect("connects");
         let (accepted, _) = listener.accept().expect("accepts");
         let lost = Lost::default();
-        (GenStream::new(accepted, "other", ME, OTHER, THREADS, lost.clone()).expect("wraps"), dialled, lost)
+        (GenStream::new(accepted, "other", ME, OTHER, THREADS, lost.clone()), dialled, lost)
     }
 
     fn header(lower: usize, upper: usize, length: usize) -> MessageHeader {

@@ -40,6 +40,7 @@ use storage::{
     id::Tenant,
     otlp::SpanEntry,
     ring::{Operation, Ring, RingError, Rings, token},
+    tls::Connector,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -143,14 +144,20 @@ impl Replicator {
     ///
     /// # Errors
     /// A metric of the same name is registered already.
-    pub fn new(settings: ReplicatorSettings, rings: Rings, budget: Budget, registry: &Registry) -> Result<Self, prometheus::Error> {
+    pub fn new(
+        settings: ReplicatorSettings,
+        rings: Rings,
+        budget: Budget,
+        connector: Connector,
+        registry: &Registry,
+    ) -> Result<Self, prometheus::Error> {
         let peer_settings = PeerSettings {
             connect_timeout: settings.connect_timeout,
             backoff: settings.connect_backoff,
             max_backoff: settings.max_connect_backoff,
             max_late_bytes: settings.max_late_bytes,
         };
-        let pool = Pool::new(peer_settings, ReplicatorMetrics::new(registry)?);
+        let pool = Pool::new(peer_settings, connector, ReplicatorMetrics::new(registry)?);
         Ok(Self(Arc::new(Inner { settings, rings, budget, pool, shards: Mutex::default() })))
     }
 

@@ -24,9 +24,11 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use storage::otlp::wire::{Fields, Value};
+use storage::{
+    otlp::wire::{Fields, Value},
+    tls::Connector,
+};
 use tokio::{
-    net::TcpStream,
     sync::{Mutex, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
@@ -76,6 +78,7 @@ pub struct CallError {
 pub(crate) struct Peer {
     pub(crate) address: Arc<str>,
     settings: PeerSettings,
+    connector: Connector,
     metrics: PeerMetrics,
     /// A tokio mutex because a connection is made while it is held: all calls wait for the same one.
     link: Mutex<Link>,
@@ -91,9 +94,9 @@ struct Link {
 }
 
 impl Peer {
-    pub(crate) fn new(address: &str, settings: PeerSettings, metrics: PeerMetrics) -> Self {
+    pub(crate) fn new(address: &str, settings: PeerSettings, connector: Connector, metrics: PeerMetrics) -> Self {
         let late = Arc::new(Semaphore::new(settings.max_late_bytes.min(Semaphore::MAX_PERMITS)));
-        Self { address: address.into(), settings, metrics, link: Mutex::default(), late, failing: AtomicBool::new(false) }
+        Self { address: address.into(), settings, connector, metrics, link: Mutex::default(), late, failing: AtomicBool::new(false) }
     }
 
     /// Sends a `PushBytesRequest` with `traces` traces and waits for its answer.
@@ -168,7 +171,7 @@ impl Peer {
             let length =
                 u32::try_from(message.remaining()).map_err(|_| self.failed(Code::ResourceExhausted, "message of more than 4 GiB"))?;
             let prefix = Bytes::copy_from_slice(&prefix(headers.contains_key(GRPC_ENCODING), length));
-            let mut request = Request::post(format!("http://{}{path}", self.address))
+            let mut request = Request::post(format!("{}://{}{path}", self.connector.scheme(), self.address))
                 .body(Full::new(message.behind(prefix)))
                 .map_err(|error| self.failed(Code::Internal, error))?;
             *request.headers_mut() = headers;
@@ -244,8 +247,7 @@ impl Peer {
             return Err(self.failed(Code::Unavailable, message));
         }
         let connected = async {
-            let stream = TcpStream::connect(&*self.address).await.map_err(|error| format!("connect: {error}"))?;
-            stream.set_nodelay(true).map_err(|error| format!("connect: {error}"))?;
+            let stream = self.connector.connect(&self.address).await.map_err(|error| format!("connect: {error}"))?;
             let handshake = http2::Builder::new(TokioExecutor::new()).timer(TokioTimer::new()).handshake(TokioIo::new(stream));
             handshake.await.map_err(|error| format!("connect: {error}"))
         };

@@ -7,7 +7,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use parking_lot::RwLock;
-use storage::ring::{Ring, Rings};
+use storage::{
+    ring::{Ring, Rings},
+    tls::Connector,
+};
 
 use super::peer::{Peer, PeerSettings};
 use crate::metrics::ReplicatorMetrics;
@@ -24,13 +27,14 @@ pub(crate) struct HealthChecks {
 #[derive(Debug)]
 pub(crate) struct Pool {
     settings: PeerSettings,
+    connector: Connector,
     metrics: ReplicatorMetrics,
     peers: RwLock<HashMap<String, Arc<Peer>>>,
 }
 
 impl Pool {
-    pub(crate) fn new(settings: PeerSettings, metrics: ReplicatorMetrics) -> Self {
-        Self { settings, metrics, peers: RwLock::default() }
+    pub(crate) fn new(settings: PeerSettings, connector: Connector, metrics: ReplicatorMetrics) -> Self {
+        Self { settings, connector, metrics, peers: RwLock::default() }
     }
 
     /// The ingester at an address.
@@ -42,7 +46,7 @@ impl Pool {
         let peer = match peers.get(address) {
             Some(peer) => Arc::clone(peer),
             None => {
-                let peer = Arc::new(Peer::new(address, self.settings, self.metrics.peer(address)));
+                let peer = Arc::new(Peer::new(address, self.settings, self.connector.clone(), self.metrics.peer(address)));
                 peers.insert(address.to_owned(), Arc::clone(&peer));
                 peer
             }
