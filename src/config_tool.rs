@@ -15,6 +15,7 @@ use anyhow::bail;
 use crate::{
     config::{self, LoadError, Mode, Overrides},
     output,
+    refusals::refusals,
 };
 
 /// Look at configuration files: check, print, migrate
@@ -168,19 +169,18 @@ fn check(command: &Check) -> anyhow::Result<()> {
 
 /// Everything there is to say of a file and of the file of tenants' limits that it names.
 fn findings(source: &Source) -> anyhow::Result<Vec<Finding>> {
+    let finding = |problem: config::Problem| Finding {
+        line: Some(problem.line).filter(|line| *line > 0),
+        level: Level::Error,
+        message: problem.text,
+    };
     let config = match source.load() {
         Ok(config) => config,
-        Err(LoadError::Parse { problems, .. } | LoadError::Invalid(problems)) => {
-            let finding = |problem: config::Problem| Finding {
-                line: Some(problem.line).filter(|line| *line > 0),
-                level: Level::Error,
-                message: problem.text,
-            };
-            return Ok(problems.into_iter().map(finding).collect());
-        }
+        Err(LoadError::Parse { problems, .. } | LoadError::Invalid(problems)) => return Ok(problems.into_iter().map(finding).collect()),
         Err(error) => return Err(error.into()),
     };
     let mut findings = Vec::new();
+    findings.extend(refusals(&config).into_iter().map(finding));
     let mut say = |level, message| findings.push(Finding { line: None, level, message });
     if let Err(error) = Overrides::new(config.overrides.clone(), &prometheus::Registry::new()) {
         say(Level::Error, format!("{error:#}"));

@@ -8,14 +8,18 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use anyhow::Context as _;
 use axum::{Router, routing::get};
 use dataflow::cluster::{Candidate, Role};
-use storage::ring::{Operation, Rings};
+use storage::{
+    ring::{Operation, Rings},
+    tls::Peers,
+};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
     app::App,
-    config::{Cluster, KvStore, Memberlist, Ring, render_problems},
+    config::{COMPACTOR, Cluster, Config, DISTRIBUTOR, INGESTER, KvStore, METRICS_GENERATOR, Memberlist, QUERIER, QUERY_FRONTEND, Ring},
     memberlist::{self, Gossip, Store},
     rings::{self, Lifecycler, address, page::Page},
 };
@@ -52,7 +56,25 @@ impl Kind {
         }
     }
 
-    fn config(self, cluster: &Cluster) -> &Ring {
+    /// The rings that a process of this configuration's target looks at, whether or not they are kept anywhere.
+    pub(crate) fn watched(config: &Config) -> Vec<Self> {
+        let distributors = config.cluster.shares_rate_limits.then_some(Self::Distributor);
+        let rings: &[Self] = match config.target.as_str() {
+            DISTRIBUTOR => &[Self::Ingester, Self::Generator],
+            INGESTER => &[Self::Ingester],
+            METRICS_GENERATOR => &[Self::Ingester, Self::Generator],
+            // Who is told where the ingesters are need not gossip.
+            QUERIER if config.querier.ingesters.is_empty() => &[Self::Ingester],
+            QUERIER | QUERY_FRONTEND => &[],
+            COMPACTOR => &[Self::Compactor],
+            _ => &[Self::Ingester, Self::Generator, Self::Compactor],
+        };
+        let takes_spans = config.is_single_binary() || config.target == DISTRIBUTOR;
+        rings.iter().copied().chain(distributors.filter(|_| takes_spans)).collect()
+    }
+
+    /// What the configuration says of it.
+    pub(crate) fn config(self, cluster: &Cluster) -> &Ring {
         match self {
             Self::Ingester => &cluster.ingester,
             Self::Distributor => &cluster.distributor,
@@ -95,19 +117,15 @@ pub(crate) struct Proposal {
 }
 
 impl Membership {
-    /// Looks at the rings of `watched`, of which this process will be a member of `joined`; those that are kept nowhere are left out.
+    /// Looks at the rings of the target ([`Kind::watched`]), of which this process will be a member of `joined`; those that are kept nowhere are
+    /// left out.
     ///
     /// # Errors
-    /// A ring is kept in something that there is no client for, the port of gossip is taken, or `abort_if_cluster_fast_join_fails` says so.
-    pub(crate) async fn start(app: &mut App, watched: &[Kind], joined: &[Kind]) -> anyhow::Result<Self> {
+    /// The port of gossip is taken, or `abort_if_cluster_fast_join_fails` says so.
+    pub(crate) async fn start(app: &mut App, joined: &[Kind]) -> anyhow::Result<Self> {
         let config = Arc::clone(&app.config);
+        let watched = Kind::watched(&config);
         let present = || watched.iter().copied().filter(|kind| kind.config(&config.cluster).store != KvStore::Absent);
-        for kind in present() {
-            let Ring { store, store_key, .. } = kind.config(&config.cluster);
-            if let KvStore::Unavailable(name) = store {
-                anyhow::bail!("{store_key}: \"{name}\" is not available: rings are kept in memberlist or inmemory");
-            }
-        }
         let gossips = present().any(|kind| kind.config(&config.cluster).store == KvStore::Memberlist);
         let gossip = if gossips { Some(start_gossip(app, &config.cluster.memberlist).await?) } else { None };
         let shared = gossip.as_ref().map(|gossip| gossip.store().clone());
@@ -291,7 +309,6 @@ impl Membership {
 
 /// Listens, asks the seeds, and goes on gossiping.
 async fn start_gossip(app: &mut App, config: &Memberlist) -> anyhow::Result<Arc<Gossip>> {
-    anyhow::ensure!(config.problems.is_empty(), "invalid configuration:{}", render_problems(&config.problems));
     let seed = seed(app, "memberlist");
     let listen = config.listen.first().copied();
     let bound = listen.map(|listen| listen.ip()).filter(|address| !address.is_unspecified());
@@ -323,7 +340,8 @@ async fn start_gossip(app: &mut App, config: &Memberlist) -> anyhow::Result<Arc<
         exchange_timeout: rest.exchange_timeout,
     };
     tracing::info!(member = settings.name, advertise = settings.advertise.to_string(), label = settings.label, "memberlist starts");
-    let gossip = Gossip::bind(settings, store, seed, &app.registry).await?;
+    let peers = Peers::new(config.tls.as_ref()).context("memberlist")?;
+    let gossip = Gossip::bind(settings, store, peers, seed, &app.registry).await?;
     gossip.fast_join().await?;
     let running = Arc::clone(&gossip);
     app.spawn("memberlist", |shutdown| running.run(shutdown));

@@ -1,5 +1,5 @@
 //! The keys of rings and gossip: `memberlist`, `ingester.lifecycler`, `distributor.ring`, `metrics_generator.ring`, `compactor.ring`, and
-//! `rubato.dataflow.listen_address`, `listen_port`, `advertise_addr`, where the processes of the dataflow reach each other.
+//! `rubato.dataflow.listen_address`, `listen_port`, `advertise_addr`, `tls_*`, where the processes of the dataflow reach each other.
 //!
 //! Of `memberlist`, these have no meaning here, since an exchange brings two members level and sends nothing twice: `retransmit_factor`,
 //! `pull_push_interval`, `compression_enabled`, the queues, buffers and writers of packets, `dead_node_reclaim_time` and `obsolete_entries_timeout`.
@@ -11,8 +11,13 @@ use std::{
     time::Duration,
 };
 
-use super::{Problem, Settings};
+use storage::tls::PeerTls;
+
+use super::{Problem, Settings, tls};
 use crate::memberlist::Seed;
+
+/// Tokens of an instance: more would not fit into a message of gossip.
+const MAX_TOKENS: usize = 4096;
 
 /// Where a ring is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +88,8 @@ pub(crate) struct Memberlist {
     pub(crate) advertise_address: Option<IpAddr>,
     /// The port there.
     pub(crate) advertise_port: u16,
+    /// How it speaks with the others; none is in the clear.
+    pub(crate) tls: Option<PeerTls>,
     /// What is wrong with the keys. It matters to those who gossip only: a file for all targets may name addresses that some don't have.
     pub(crate) problems: Vec<Problem>,
     /// The rest, as it is; its names and addresses are filled in.
@@ -118,6 +125,8 @@ pub(crate) struct Mesh {
     pub(crate) listen: SocketAddr,
     /// Where others reach it; none is the first address of the machine.
     pub(crate) advertise_address: Option<IpAddr>,
+    /// How it speaks with the others; none is in the clear.
+    pub(crate) tls: Option<PeerTls>,
 }
 
 /// Everything that makes processes a cluster.
@@ -144,7 +153,7 @@ pub(super) fn cluster(s: &Settings, problems: &mut Vec<Problem>) -> Cluster {
     let mut cluster = Cluster {
         memberlist: memberlist(s),
         mesh: mesh(s, problems),
-        ingester: ingester(s),
+        ingester: ingester(s, problems),
         distributor: instance_ring(s, "distributor", 1, false),
         shares_rate_limits: s.text("overrides.defaults.ingestion.rate_strategy") == "global",
         generator: instance_ring(s, "metrics_generator", 256, true),
@@ -196,10 +205,15 @@ fn instance_ring(s: &Settings, component: &str, tokens: usize, auto_forgets: boo
     }
 }
 
-fn ingester(s: &Settings) -> Ring {
+fn ingester(s: &Settings, problems: &mut Vec<Problem>) -> Ring {
     let path = |key: &str| format!("ingester.lifecycler.{key}");
     let store_key = path("ring.kvstore.store");
     let count = |key: &str| usize::try_from(s.number(&path(key))).unwrap_or(usize::MAX);
+    let tokens = count("num_tokens");
+    if !(1..=MAX_TOKENS).contains(&tokens) {
+        let key = path("num_tokens");
+        problems.push(Problem::new(s.line(&key), format!("{key}: {} is not between 1 and {MAX_TOKENS}", s.number(&key))));
+    }
     Ring {
         store: store(s.text(&store_key)),
         store_key,
@@ -209,8 +223,7 @@ fn ingester(s: &Settings) -> Ring {
         port: port(s, &path("port")),
         interfaces: s.strings(&path("interface_names")),
         zone: s.text(&path("availability_zone")).to_owned(),
-        // More would not fit into a message.
-        tokens: count("num_tokens").clamp(1, 4096),
+        tokens,
         heartbeat_period: s.duration(&path("heartbeat_period")),
         settings: storage::ring::Settings {
             replication_factor: count("ring.replication_factor").max(1),
@@ -300,10 +313,7 @@ fn memberlist(s: &Settings) -> Memberlist {
     let advertise_port =
         if s.written(&path("advertise_port")).is_some() { port_of(s, &path("advertise_port"), problems) } else { bind_port };
     let rejoin = seeds(s, &path("rejoin_seed_nodes"), problems);
-    if flag("tls_enabled") {
-        let text = "memberlist.tls_enabled is not available in this version of Rubato: remove it to gossip without";
-        problems.push(Problem::new(s.line(&path("tls_enabled")), text.to_owned()));
-    }
+    let tls = tls::of_peers(s, "memberlist", problems);
     let name = if text("node_name").is_empty() { s.text("ingester.lifecycler.id") } else { text("node_name") };
     let min_join_backoff = duration("min_join_backoff").max(Duration::from_millis(10));
     Memberlist {
@@ -312,6 +322,7 @@ fn memberlist(s: &Settings) -> Memberlist {
         listen,
         advertise_address,
         advertise_port,
+        tls,
         problems: std::mem::take(problems),
         rest: Rest {
             label: text("cluster_label").to_owned(),
@@ -339,7 +350,9 @@ fn mesh(s: &Settings, problems: &mut Vec<Problem>) -> Mesh {
     let (address, port) = ("rubato.dataflow.listen_address", "rubato.dataflow.listen_port");
     let host = ip(s, address, s.text(address), problems).unwrap_or(IpAddr::from([0, 0, 0, 0]));
     let advertise = "rubato.dataflow.advertise_addr";
-    Mesh { listen: SocketAddr::new(host, port_of(s, port, problems)), advertise_address: ip(s, advertise, s.text(advertise), problems) }
+    let listen = SocketAddr::new(host, port_of(s, port, problems));
+    let advertise_address = ip(s, advertise, s.text(advertise), problems);
+    Mesh { listen, advertise_address, tls: tls::of_peers(s, "rubato.dataflow", problems) }
 }
 
 #[cfg(test)]
@@ -460,9 +473,14 @@ rubato: {dataflow: {listen_address: 127.0.0.3, listen_port: 1001, advertise_addr
                 "line 2: memberlist.bind_port: 70000 is not a port",
                 "line 3: memberlist.advertise_addr: \"host\" is not an IP address",
                 "line 4: memberlist.join_members: \"consul+x\": \"consul+\" is not one of dns+, dnssrv+, dnssrvnoa+",
-                "line 5: memberlist.tls_enabled is not available in this version of Rubato: remove it to gossip without",
+                "line 5: memberlist.tls_enabled: needs tls_cert_path and tls_key_path: the others connect to this process, too",
             ]
         );
+        for tokens in [0, 4097] {
+            let problems =
+                parse(&format!("ingester: {{lifecycler: {{num_tokens: {tokens}}}}}"), &Request::default()).expect_err("not as said");
+            assert_eq!(problems[0].to_string(), format!("line 1: ingester.lifecycler.num_tokens: {tokens} is not between 1 and 4096"));
+        }
         let problems = parse("rubato: {dataflow: {listen_address: y}}", &Request::default()).expect_err("wrong value");
         assert_eq!(problems[0].to_string(), "line 1: rubato.dataflow.listen_address: \"y\" is not an IP address");
     }

@@ -5,10 +5,14 @@
 //!  a tenant's entry in the per-tenant file          ──► Limits (absent key = zero: an entry replaces all defaults)
 //! ```
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
-    DedicatedColumn, columns,
+    columns::{DedicatedColumn, check_columns, columns},
     document::Problem,
     generator::{self, Generator, OfTenant, TenantGenerator},
     remote_write,
@@ -64,6 +68,8 @@ pub(crate) struct Limits {
     pub(crate) max_active_series: u64,
     /// Nothing is collected for this tenant.
     pub(crate) disable_collection: bool,
+    /// What the tenant's bytes are attributed to.
+    pub(crate) cost_attribution: Option<Arc<ingest::CostAttribution>>,
     /// Names of forwarders.
     pub(crate) forwarders: Vec<String>,
     /// What is generated, collected and sent.
@@ -127,6 +133,7 @@ impl Limits {
             processors: strings(&get("metrics_generator.processors")),
             max_active_series: number("metrics_generator.max_active_series"),
             disable_collection: flag("metrics_generator.disable_collection"),
+            cost_attribution: cost_attribution(number("cost_attribution.max_cardinality"), &texts(&get("cost_attribution.dimensions"))),
             forwarders: strings(&get("forwarders")),
             generator: generator.of_tenant(&OfTenant {
                 get: &|key| get(&join("metrics_generator", key)),
@@ -268,9 +275,15 @@ pub(crate) fn validate(settings: &Settings, prefix: &str, name: &str, problems: 
             }
         }
     }
-    if let Err(why) = super::check_columns(&blocks(get("storage.parquet_dedicated_columns"))) {
+    if let Err(why) = check_columns(&blocks(get("storage.parquet_dedicated_columns"))) {
         problem("storage.parquet_dedicated_columns", why);
     }
+}
+
+/// Nothing where there are no dimensions.
+fn cost_attribution(max_cardinality: u64, dimensions: &BTreeMap<String, String>) -> Option<Arc<ingest::CostAttribution>> {
+    let dimensions = dimensions.iter().map(|(attribute, label)| (attribute.as_str(), label.as_str()));
+    Some(ingest::CostAttribution::new(max_cardinality, dimensions)).filter(|by| !by.is_empty()).map(Arc::new)
 }
 
 /// A Prometheus label name: anything but letters, digits and underscores becomes an underscore, a leading digit too.

@@ -15,6 +15,7 @@ mod bucket;
 mod cache;
 mod check;
 mod cluster;
+mod columns;
 mod compactor;
 mod document;
 mod expand;
@@ -23,16 +24,20 @@ mod limits;
 mod migrate;
 mod overrides;
 mod own;
+mod queries;
 mod receivers;
 mod remote_write;
 mod scalar;
 mod schema;
+mod server;
 mod settings;
 mod status;
 mod tls;
+mod trace_storage;
+mod validate;
 mod warnings;
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 pub(crate) use cache::Cache;
 pub(crate) use cluster::{Cluster, KvStore, Memberlist, Ring};
@@ -43,16 +48,17 @@ pub(crate) use limits::Limits;
 pub(crate) use migrate::migrate;
 pub(crate) use overrides::Overrides;
 pub(crate) use own::{OwnOverrides, conflicts, to_json};
+pub(crate) use queries::{Querier, Query, QueryFrontend};
 pub(crate) use receivers::{Grpc, Http, Receivers, Udp};
 pub(crate) use scalar::{Value, duration};
+pub(crate) use server::{GrpcServer, HttpTimeouts, Server};
 pub(crate) use settings::Settings;
 pub(crate) use status::{Mode, runtime_config, tenant_json};
+pub(crate) use trace_storage::{Backend, Block, Storage};
 pub(crate) use warnings::Warning;
 
 use schema::Status;
-use storage::blocklist;
-
-use crate::{auth::AuthFiles, tls::ServerTls};
+use storage::tls::ClientTls;
 
 /// The targets that run everything in one process.
 pub(crate) const SINGLE_BINARY: &[&str] = &["all", "scalable-single-binary"];
@@ -86,71 +92,6 @@ pub(crate) struct Request {
     pub(crate) flags: Vec<(&'static str, Value)>,
 }
 
-/// Where the server listens and how it logs.
-#[derive(Clone, Debug)]
-pub(crate) struct Server {
-    /// `host:port` of the HTTP server.
-    pub(crate) http_endpoint: String,
-    /// How the HTTP server's connections are encrypted; none is in the clear.
-    pub(crate) http_tls: Option<ServerTls>,
-    /// Who may use HTTP server and receivers; no files are everybody.
-    pub(crate) auth: AuthFiles,
-    /// The gRPC server.
-    pub(crate) grpc: GrpcServer,
-    /// Whether the HTTP port takes gRPC, too.
-    pub(crate) grpc_over_http: bool,
-    /// debug, info, warn or error.
-    pub(crate) log_level: String,
-    /// JSON instead of logfmt.
-    pub(crate) log_json: bool,
-    /// Requests are logged at info instead of debug.
-    pub(crate) log_requests_at_info: bool,
-    /// Whether requests are counted and timed.
-    pub(crate) instrument: bool,
-    /// How long open requests may take at shutdown.
-    pub(crate) graceful_shutdown_timeout: Duration,
-    /// Times that clients are given.
-    pub(crate) http_timeouts: HttpTimeouts,
-    /// `host:port` of the internal server, which answers `/ready` only.
-    pub(crate) internal_endpoint: Option<String>,
-    /// How its connections are encrypted; none is in the clear.
-    pub(crate) internal_tls: Option<ServerTls>,
-}
-
-/// How long the HTTP server waits for clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct HttpTimeouts {
-    /// For the next request of a connection and its head.
-    pub(crate) idle: Option<Duration>,
-    /// For the whole of a request, once its head is there.
-    pub(crate) read: Option<Duration>,
-    /// For a client that does not take any of its answer.
-    pub(crate) write: Option<Duration>,
-}
-
-/// The gRPC server.
-#[derive(Clone, Debug)]
-pub(crate) struct GrpcServer {
-    /// `host:port`.
-    pub(crate) endpoint: String,
-    /// Largest message that is taken.
-    pub(crate) max_receive_bytes: usize,
-    /// Largest message that is sent.
-    pub(crate) max_send_bytes: usize,
-    /// Calls of one connection at the same time; none is unlimited.
-    pub(crate) max_concurrent_streams: Option<u32>,
-    /// A connection is asked to end after this time; none is never.
-    pub(crate) max_connection_age: Option<Duration>,
-    /// How long its calls may take then; none is for ever.
-    pub(crate) max_connection_age_grace: Option<Duration>,
-    /// A silent connection is pinged after this time.
-    pub(crate) keepalive_time: Duration,
-    /// How long the answer to a ping may take.
-    pub(crate) keepalive_timeout: Duration,
-    /// How connections are encrypted; none is in the clear.
-    pub(crate) tls: Option<ServerTls>,
-}
-
 /// The write path.
 #[derive(Clone, Debug)]
 pub(crate) struct Distributor {
@@ -160,6 +101,8 @@ pub(crate) struct Distributor {
     pub(crate) max_attribute_bytes: u64,
     /// Retry hint of refusals for exhausted limits; none is off.
     pub(crate) retry_after: Option<Duration>,
+    /// How tenants' bytes are attributed, if they are.
+    pub(crate) usage: Option<ingest::UsageSettings>,
 }
 
 /// Live traces and the cutting of blocks.
@@ -179,76 +122,6 @@ pub(crate) struct Ingester {
     pub(crate) flush_all_on_shutdown: bool,
 }
 
-/// Queries.
-#[derive(Clone, Debug)]
-pub(crate) struct Query {
-    /// Deadline of a search.
-    pub(crate) search_timeout: Duration,
-    /// Deadline of a trace by id.
-    pub(crate) trace_by_id_timeout: Duration,
-    /// Deadline of any request; none is unlimited.
-    pub(crate) api_timeout: Option<Duration>,
-    /// Results of a search without `limit`.
-    pub(crate) default_result_limit: u64,
-    /// Largest `limit`; 0 is unlimited.
-    pub(crate) max_result_limit: u64,
-    /// Longest time range of a search; none is unlimited. A tenant's limit goes before.
-    pub(crate) max_search_duration: Option<Duration>,
-    /// Spans per span set without `spss`.
-    pub(crate) default_spans_per_span_set: u64,
-    /// Largest `spss`; 0 is unlimited.
-    pub(crate) max_spans_per_span_set: u64,
-    /// Largest TraceQL text.
-    pub(crate) max_expression_bytes: u64,
-    /// Whether a query may name several tenants.
-    pub(crate) multi_tenant: bool,
-    /// Headers that are logged with each query.
-    pub(crate) logged_headers: Vec<String>,
-    /// URLs that are refused.
-    pub(crate) denied_urls: Vec<regex::Regex>,
-    /// What is younger is hidden from all but lookups of traces.
-    pub(crate) end_cutoff: Duration,
-    /// Alternatives of the filter of a tag query; 0 is unlimited.
-    pub(crate) max_condition_groups: u64,
-    /// Bytes of a message of a stream; 0 is unlimited.
-    pub(crate) max_packet_bytes: u64,
-    /// How fast queries should be.
-    pub(crate) slos: query::Slos,
-    /// Longest range of a metrics query; none means any.
-    pub(crate) max_metrics_duration: Option<Duration>,
-    pub(crate) metrics: query::traceql_metrics::MetricsLimits,
-}
-
-/// The queue of jobs, and how queries are cut into them.
-#[derive(Clone, Debug)]
-pub(crate) struct QueryFrontend {
-    /// The queue.
-    pub(crate) settings: query::frontend::Settings,
-    /// Jobs at the same time in this process, if it runs jobs itself.
-    pub(crate) concurrent_workers: usize,
-    /// Jobs of a query at the same time.
-    pub(crate) concurrent_jobs: usize,
-    /// Bytes of blocks of a job.
-    pub(crate) target_bytes_per_job: u64,
-    /// Jobs of a metrics query at the same time.
-    pub(crate) metrics_concurrent_jobs: usize,
-    /// Bytes of blocks of a job of a metrics query.
-    pub(crate) metrics_bytes_per_job: u64,
-    /// Jobs of the look-up of a trace.
-    pub(crate) trace_shards: usize,
-    /// Those at the same time; 0 is all.
-    pub(crate) concurrent_shards: usize,
-}
-
-/// A process that runs jobs for query-frontends.
-#[derive(Clone, Debug)]
-pub(crate) struct Querier {
-    /// Its workers.
-    pub(crate) workers: query::querier::WorkerSettings,
-    /// `host:port` of the processes that take spans in, separated by commas.
-    pub(crate) ingesters: String,
-}
-
 /// Overrides that tenants set for themselves.
 #[derive(Clone, Debug)]
 pub(crate) struct UserOverrides {
@@ -260,80 +133,6 @@ pub(crate) struct UserOverrides {
     pub(crate) check_conflicts: bool,
     /// The forwarders that there are.
     pub(crate) forwarders: Vec<String>,
-}
-
-/// Where blocks live.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Backend {
-    /// A store, and how to reach it.
-    Store(storage::backend::Settings),
-    /// Nothing sensible was written.
-    Unknown(String),
-}
-
-impl fmt::Display for Backend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Store(settings) => settings.fmt(f),
-            Self::Unknown(name) => f.write_str(name),
-        }
-    }
-}
-
-/// A column of its own for an attribute.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DedicatedColumn {
-    /// span, resource or event.
-    pub(crate) scope: String,
-    /// The attribute.
-    pub(crate) name: String,
-    /// string or int.
-    pub(crate) kind: String,
-    /// array, blob.
-    pub(crate) options: Vec<String>,
-}
-
-/// The shape of blocks.
-#[derive(Clone, Debug)]
-pub(crate) struct Block {
-    /// vParquet2, 3, 4 or 5.
-    pub(crate) version: String,
-    /// Chance of a false positive of the bloom filter.
-    pub(crate) bloom_filter_false_positive: f64,
-    /// Bytes of a bloom filter's shard.
-    pub(crate) bloom_filter_shard_bytes: u64,
-    /// Bytes of a row group.
-    pub(crate) row_group_bytes: u64,
-    /// Columns of their own.
-    pub(crate) dedicated_columns: Vec<DedicatedColumn>,
-}
-
-/// The write-ahead log.
-#[derive(Clone, Debug)]
-pub(crate) struct Wal {
-    /// Its folder.
-    pub(crate) dir: PathBuf,
-    /// When records are fsynced.
-    pub(crate) sync: storage::wal::Sync,
-    /// Largest log; none is decided by the disk.
-    pub(crate) max_bytes: Option<u64>,
-    /// Size of one file of the log.
-    pub(crate) file_bytes: u64,
-}
-
-/// Everything on disk and in the bucket.
-#[derive(Clone, Debug)]
-pub(crate) struct Storage {
-    /// Where blocks live.
-    pub(crate) backend: Backend,
-    /// The write-ahead log.
-    pub(crate) wal: Wal,
-    /// The shape of blocks.
-    pub(crate) block: Block,
-    /// How the bucket is polled.
-    pub(crate) blocklist: blocklist::Settings,
-    /// What is read through.
-    pub(crate) cache: Cache,
 }
 
 /// The dataflow.
@@ -376,6 +175,8 @@ pub(crate) struct Config {
     pub(crate) dataflow: Dataflow,
     /// Rings and gossip.
     pub(crate) cluster: Cluster,
+    /// How distributors and queriers speak with ingesters; none is in the clear.
+    pub(crate) ingester_client_tls: Option<ClientTls>,
     /// Compaction and retention.
     pub(crate) compactor: Compactor,
     /// The metrics-generator.
@@ -505,26 +306,11 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
     }
     limits::validate(&settings, "overrides.defaults", "overrides.defaults", &mut problems);
     let s = &settings;
-    validate(s, &mut problems);
+    validate::validate(s, &mut problems);
 
     let nonzero = |duration: Duration| Some(duration).filter(|duration| !duration.is_zero());
-    // `infinite` is the largest number.
-    let finite = |duration: Duration| nonzero(duration).filter(|duration| duration.as_nanos() < i64::MAX as u128);
     let count = |path: &str| usize::try_from(s.number(path)).unwrap_or(usize::MAX);
-    let endpoint = |block: &str, kind: &str| {
-        let host = s.text(&format!("{block}.{kind}_listen_address"));
-        let host = if host.is_empty() { "0.0.0.0" } else { host };
-        let port = s.number(&format!("{block}.{kind}_listen_port"));
-        if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-    };
-    let sync = match wal_sync(s) {
-        Ok(sync) => sync,
-        Err(problem) => {
-            problems.push(problem);
-            storage::wal::Sync::Always
-        }
-    };
-    let backend = bucket::backend(s, "storage.trace", &mut problems);
+    let storage = trace_storage::storage(s, &mut problems);
     let user = "overrides.user_configurable_overrides";
     let user_overrides = s.flag(&format!("{user}.enabled")).then(|| UserOverrides {
         backend: bucket::backend(s, &format!("{user}.client"), &mut problems),
@@ -533,16 +319,10 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
         forwarders: s.blocks("distributor.forwarders").into_iter().map(|forwarder| forwarder.text("name").to_owned()).collect(),
     });
     let generator = Arc::new(generator::generator(s, &mut problems));
-    let denied_urls = denied_urls(s, &mut problems);
+    let (query, querier) = (queries::query(s, &mut problems), queries::querier(s, &mut problems));
     let cluster = cluster::cluster(s, &mut problems);
-    let slo = |path: &str| query::Slo {
-        duration: s.duration(&format!("query_frontend.{path}.duration_slo")),
-        throughput: s.float(&format!("query_frontend.{path}.throughput_bytes_slo")),
-    };
-    let http_tls = tls::of_server(s, "server", "http_tls_config", &mut problems);
-    let grpc_tls = tls::of_server(s, "server", "grpc_tls_config", &mut problems);
-    let internal_tls = tls::of_server(s, "internal_server", "http_tls_config", &mut problems);
-    let path = |key: &str| Some(s.text(key)).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let server = server::server(s, &mut problems);
+    let ingester_client_tls = tls::of_grpc_client(s, "ingester_client.grpc_client_config", &mut problems);
     if !problems.is_empty() {
         problems.sort();
         problems.dedup();
@@ -553,44 +333,15 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
         multitenancy: s.flag("multitenancy_enabled") || s.flag("auth_enabled"),
         http_api_prefix: s.text("http_api_prefix").trim_end_matches('/').to_owned(),
         shutdown_delay: s.duration("shutdown_delay"),
-        server: Server {
-            http_endpoint: endpoint("server", "http"),
-            http_tls,
-            auth: AuthFiles { basic_users: path("rubato.auth.basic_users_file"), bearer_tokens: path("rubato.auth.bearer_tokens_file") },
-            grpc: GrpcServer {
-                endpoint: endpoint("server", "grpc"),
-                max_receive_bytes: count("server.grpc_server_max_recv_msg_size"),
-                max_send_bytes: count("server.grpc_server_max_send_msg_size"),
-                max_concurrent_streams: u32::try_from(s.number("server.grpc_server_max_concurrent_streams"))
-                    .ok()
-                    .filter(|streams| *streams > 0),
-                max_connection_age: finite(s.duration("server.grpc_server_max_connection_age")),
-                max_connection_age_grace: finite(s.duration("server.grpc_server_max_connection_age_grace")),
-                keepalive_time: s.duration("server.grpc_server_keepalive_time"),
-                keepalive_timeout: s.duration("server.grpc_server_keepalive_timeout"),
-                tls: grpc_tls,
-            },
-            grpc_over_http: s.flag("stream_over_http_enabled"),
-            http_timeouts: HttpTimeouts {
-                // One time for both, since nobody can tell a client that has not begun from one that is slow.
-                idle: ["read_header", "idle", "read"]
-                    .iter()
-                    .find_map(|key| nonzero(s.duration(&format!("server.http_server_{key}_timeout")))),
-                read: nonzero(s.duration("server.http_server_read_timeout")),
-                write: nonzero(s.duration("server.http_server_write_timeout")),
-            },
-            log_level: s.text("server.log_level").to_owned(),
-            log_json: s.text("server.log_format") == "json",
-            log_requests_at_info: s.flag("server.log_request_at_info_level_enabled"),
-            instrument: s.flag("server.register_instrumentation"),
-            graceful_shutdown_timeout: s.duration("server.graceful_shutdown_timeout"),
-            internal_endpoint: s.flag("internal_server.enable").then(|| endpoint("internal_server", "http")),
-            internal_tls,
-        },
+        server,
         distributor: Distributor {
             receivers,
             max_attribute_bytes: s.number("distributor.max_attribute_bytes"),
             retry_after: nonzero(s.duration("distributor.retry_after_on_resource_exhausted")),
+            usage: s.flag("distributor.usage.cost_attribution.enabled").then(|| ingest::UsageSettings {
+                max_cardinality: s.number("distributor.usage.cost_attribution.max_cardinality"),
+                stale_duration: s.duration("distributor.usage.cost_attribution.stale_duration"),
+            }),
         },
         ingester: Ingester {
             trace_idle_period: s.duration("ingester.trace_idle_period"),
@@ -600,93 +351,17 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
             concurrent_flushes: count("ingester.concurrent_flushes").max(1),
             flush_all_on_shutdown: s.flag("ingester.flush_all_on_shutdown"),
         },
-        query: Query {
-            search_timeout: s.duration("querier.search.query_timeout"),
-            trace_by_id_timeout: s.duration("querier.trace_by_id.query_timeout"),
-            api_timeout: nonzero(s.duration("query_frontend.api_timeout")),
-            default_result_limit: s.number("query_frontend.search.default_result_limit"),
-            max_result_limit: s.number("query_frontend.search.max_result_limit"),
-            max_search_duration: nonzero(s.duration("query_frontend.search.max_duration")),
-            default_spans_per_span_set: s.number("query_frontend.search.default_spans_per_span_set"),
-            max_spans_per_span_set: s.number("query_frontend.search.max_spans_per_span_set"),
-            max_expression_bytes: s.number("query_frontend.max_query_expression_size_bytes"),
-            multi_tenant: s.flag("query_frontend.multi_tenant_queries_enabled"),
-            logged_headers: s.strings("query_frontend.log_query_request_headers"),
-            denied_urls,
-            end_cutoff: s.duration("query_frontend.query_end_cutoff"),
-            max_condition_groups: s.number("overrides.defaults.read.max_condition_groups_per_tag_query"),
-            max_packet_bytes: s.number("query_frontend.max_grpc_streaming_packet_size"),
-            slos: query::Slos {
-                traces: slo("trace_by_id"),
-                search: slo("search"),
-                metadata: slo("search.metadata_slo"),
-                metrics: slo("metrics"),
-            },
-            max_metrics_duration: nonzero(s.duration("query_frontend.metrics.max_duration")),
-            metrics: query::traceql_metrics::MetricsLimits {
-                max_exemplars: u32::try_from(s.number("query_frontend.metrics.max_exemplars")).unwrap_or(u32::MAX),
-                max_intervals: s.number("query_frontend.metrics.max_intervals"),
-                max_series: u32::try_from(s.number("query_frontend.metrics.max_response_series")).unwrap_or(u32::MAX),
-                ..query::traceql_metrics::MetricsLimits::default()
-            },
-        },
-        query_frontend: QueryFrontend {
-            settings: query::frontend::Settings {
-                max_outstanding_per_tenant: count("query_frontend.max_outstanding_per_tenant"),
-                max_tries: count("query_frontend.max_retries"),
-                max_batch_size: count("query_frontend.max_batch_size"),
-                hedge_after: nonzero(s.duration("rubato.query_frontend.hedge_jobs_after")),
-            },
-            concurrent_workers: count("rubato.query_frontend.concurrent_workers"),
-            concurrent_jobs: count("query_frontend.search.concurrent_jobs"),
-            target_bytes_per_job: s.number("query_frontend.search.target_bytes_per_job"),
-            metrics_concurrent_jobs: count("query_frontend.metrics.concurrent_jobs"),
-            metrics_bytes_per_job: s.number("query_frontend.metrics.target_bytes_per_job"),
-            trace_shards: count("query_frontend.trace_by_id.query_shards"),
-            concurrent_shards: count("query_frontend.trace_by_id.concurrent_shards"),
-        },
-        querier: Querier {
-            workers: query::querier::WorkerSettings {
-                id: s.text("querier.frontend_worker.id").to_owned(),
-                frontends: s.text("querier.frontend_worker.frontend_address").to_owned(),
-                lookup_interval: s.duration("querier.frontend_worker.dns_lookup_duration"),
-                concurrency: count("querier.max_concurrent_queries"),
-                parallelism: (!s.flag("querier.frontend_worker.match_max_concurrent"))
-                    .then(|| count("querier.frontend_worker.parallelism")),
-                extra_delay: s.duration("querier.extra_query_delay"),
-                max_receive_bytes: count("querier.frontend_worker.grpc_client_config.max_recv_msg_size"),
-                max_send_bytes: count("querier.frontend_worker.grpc_client_config.max_send_msg_size"),
-                backoff: (
-                    s.duration("querier.frontend_worker.grpc_client_config.backoff_config.min_period"),
-                    s.duration("querier.frontend_worker.grpc_client_config.backoff_config.max_period"),
-                ),
-            },
-            ingesters: s.text("rubato.querier.ingester_address").to_owned(),
-        },
-        storage: Storage {
-            backend,
-            wal: Wal {
-                dir: PathBuf::from(s.text("storage.trace.wal.path")),
-                sync,
-                max_bytes: Some(s.number("rubato.wal.max_bytes")).filter(|bytes| *bytes > 0),
-                file_bytes: s.number("rubato.wal.file_bytes"),
-            },
-            block: Block {
-                version: s.text("storage.trace.block.version").to_owned(),
-                bloom_filter_false_positive: s.float("storage.trace.block.bloom_filter_false_positive"),
-                bloom_filter_shard_bytes: s.number("storage.trace.block.bloom_filter_shard_size_bytes"),
-                row_group_bytes: s.number("storage.trace.block.parquet_row_group_size_bytes"),
-                dedicated_columns: dedicated_columns(s),
-            },
-            blocklist: blocklist(s),
-            cache: cache::cache(s),
-        },
+        query,
+        query_frontend: queries::query_frontend(s),
+        querier,
+        storage,
         dataflow: Dataflow {
             workers: Some(count("rubato.dataflow.workers")).filter(|workers| *workers > 0),
             tick: s.duration("rubato.dataflow.tick"),
             checkpoint_interval: s.duration("rubato.dataflow.checkpoint_interval"),
         },
         cluster,
+        ingester_client_tls,
         compactor: compactor::compactor(s),
         generator: Arc::clone(&generator),
         threads: Some(count("rubato.threads")).filter(|threads| *threads > 0),
@@ -707,190 +382,6 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
         settings,
     };
     Ok(config)
-}
-
-/// `rubato.wal.sync`, or Rubato's `sync` below Tempo's `storage.trace.wal`.
-fn wal_sync(s: &Settings) -> Result<storage::wal::Sync, Problem> {
-    let tempo = "storage.trace.wal.sync";
-    let path = if s.text(tempo).is_empty() { "rubato.wal.sync" } else { tempo };
-    match s.text(path) {
-        "always" => Ok(storage::wal::Sync::Always),
-        "interval" => Ok(storage::wal::Sync::Interval(s.duration("rubato.wal.sync_interval"))),
-        "never" => Ok(storage::wal::Sync::Never),
-        other => Err(Problem::new(s.line(path), format!("{path}: \"{other}\" is not one of always, interval, never"))),
-    }
-}
-
-/// The keys `storage.trace.blocklist_poll*` and `storage.trace.empty_tenant_deletion_*`.
-fn blocklist(s: &Settings) -> blocklist::Settings {
-    let path = |key: &str| format!("storage.trace.{key}");
-    let count = |key: &str| usize::try_from(s.number(&path(key))).unwrap_or(usize::MAX);
-    blocklist::Settings {
-        interval: s.duration(&path("blocklist_poll")),
-        concurrency: count("blocklist_poll_concurrency"),
-        tenant_concurrency: count("blocklist_poll_tenant_concurrency"),
-        fallback: s.flag(&path("blocklist_poll_fallback")),
-        index_builders: count("blocklist_poll_tenant_index_builders"),
-        stale_index: s.duration(&path("blocklist_poll_stale_tenant_index")),
-        jitter: Duration::from_millis(s.number(&path("blocklist_poll_jitter_ms"))),
-        tolerate_consecutive_errors: count("blocklist_poll_tolerate_consecutive_errors"),
-        tolerate_tenant_failures: count("blocklist_poll_tolerate_tenant_failures"),
-        empty_tenant_deletion: s.flag(&path("empty_tenant_deletion_enabled")).then(|| s.duration(&path("empty_tenant_deletion_age"))),
-        ..blocklist::Settings::default()
-    }
-}
-
-/// The URLs that the operator forbids.
-fn denied_urls(s: &Settings, problems: &mut Vec<Problem>) -> Vec<regex::Regex> {
-    let path = "query_frontend.url_deny_list";
-    let mut denied = Vec::new();
-    for text in s.strings(path) {
-        match regex::Regex::new(&text) {
-            Ok(regex) => denied.push(regex),
-            Err(error) => problems.push(Problem::new(s.line(path), format!("{path}: \"{text}\" is no regular expression: {error}"))),
-        }
-    }
-    denied
-}
-
-/// What no single key's kind can say.
-fn validate(s: &Settings, problems: &mut Vec<Problem>) {
-    let mut problem = |path: &str, text: String| problems.push(Problem::new(s.line(path), text));
-    let shards = s.number("query_frontend.trace_by_id.query_shards");
-    if !(2..=100_000).contains(&shards) {
-        problem(
-            "query_frontend.trace_by_id.query_shards",
-            "frontend query shards should be between 2 and 100000 (both inclusive)".to_owned(),
-        );
-    }
-    for path in [
-        "query_frontend.search.concurrent_jobs",
-        "query_frontend.search.target_bytes_per_job",
-        "query_frontend.search.most_recent_shards",
-        "query_frontend.metrics.concurrent_jobs",
-        "query_frontend.metrics.target_bytes_per_job",
-        "query_frontend.max_batch_size",
-    ] {
-        if s.number(path) == 0 {
-            problem(path, format!("{path} must be greater than 0"));
-        }
-    }
-    if s.duration("query_frontend.metrics.interval").is_zero() {
-        problem("query_frontend.metrics.interval", "query_frontend.metrics.interval must be greater than 0".to_owned());
-    }
-    let (cutoff, after) = ("query_frontend.query_end_cutoff", "query_frontend.search.query_backend_after");
-    if s.duration(cutoff) > s.duration(after) {
-        problem(cutoff, format!("{cutoff} must not be longer than {after}"));
-    }
-    let prefix = s.text("http_api_prefix");
-    if !prefix.is_empty() && !prefix.starts_with('/') {
-        problem("http_api_prefix", format!("http_api_prefix: \"{prefix}\" must start with /"));
-    }
-    let format = s.text("server.log_format");
-    if !matches!(format, "logfmt" | "json") {
-        problem("server.log_format", format!("server.log_format: \"{format}\" is not one of logfmt, json"));
-    }
-    for path in ["server.http_listen_port", "server.grpc_listen_port", "internal_server.http_listen_port"] {
-        if s.number(path) > u64::from(u16::MAX) {
-            problem(path, format!("{path}: {} is not a port", s.number(path)));
-        }
-    }
-    let strategy = s.text("overrides.defaults.ingestion.rate_strategy");
-    if !matches!(strategy, "local" | "global") {
-        problem("overrides.defaults.ingestion.rate_strategy", format!("unknown ingestion rate strategy \"{strategy}\" (local or global)"));
-    }
-    for path in ["storage.trace.block.version", "block_builder.block.version", "metrics_generator.processor.local_blocks.block.version"] {
-        let version = s.text(path);
-        if !matches!(version, "v2" | "vParquet2" | "vParquet3" | "vParquet4" | "vParquet5") && !version.contains("preview") {
-            problem(path, format!("{path}: {version} is not a valid block version"));
-        }
-    }
-    let false_positive = s.float("storage.trace.block.bloom_filter_false_positive");
-    if !(false_positive > 0.0 && false_positive < 1.0) {
-        problem(
-            "storage.trace.block.bloom_filter_false_positive",
-            format!("invalid bloom filter fp rate {false_positive}: must be between 0 and 1"),
-        );
-    }
-    for path in [
-        "storage.trace.block.bloom_filter_shard_size_bytes",
-        "storage.trace.block.parquet_row_group_size_bytes",
-        "ingester.max_block_bytes",
-        "rubato.wal.file_bytes",
-    ] {
-        if s.number(path) == 0 {
-            problem(path, format!("{path}: must be greater than 0"));
-        }
-    }
-    for path in ["rubato.dataflow.tick", "rubato.dataflow.checkpoint_interval", "rubato.wal.sync_interval", "ingester.max_block_duration"] {
-        if s.duration(path).is_zero() {
-            problem(path, format!("{path}: must be greater than 0"));
-        }
-    }
-    if s.text("storage.trace.wal.path").is_empty() {
-        problem("storage.trace.wal.path", "storage.trace.wal.path: must not be empty".to_owned());
-    }
-    let ratio = s.float("memory.automemlimit_ratio");
-    if !(ratio > 0.0 && ratio <= 1.0) {
-        problem("memory.automemlimit_ratio", format!("memory.automemlimit_ratio: {ratio} is not above 0 and at most 1"));
-    }
-    for text in cache::problems(s) {
-        problem("cache.caches", text);
-    }
-}
-
-/// The columns of `storage.trace.block`: an explicit list replaces the default one.
-fn dedicated_columns(s: &Settings) -> Vec<DedicatedColumn> {
-    let path = "storage.trace.block.parquet_dedicated_columns";
-    if s.written(path).is_some() {
-        return columns(&s.blocks(path));
-    }
-    let default = |(scope, kind, name): &(&str, &str, &str)| DedicatedColumn {
-        scope: (*scope).to_owned(),
-        name: (*name).to_owned(),
-        kind: (*kind).to_owned(),
-        options: Vec::new(),
-    };
-    schema::DEDICATED_COLUMNS.iter().map(default).collect()
-}
-
-/// The columns of a list.
-fn columns(blocks: &[&Settings]) -> Vec<DedicatedColumn> {
-    let column = |block: &&Settings| DedicatedColumn {
-        scope: block.text("scope").to_owned(),
-        name: block.text("name").to_owned(),
-        kind: block.text("type").to_owned(),
-        options: block.strings("options"),
-    };
-    blocks.iter().map(column).collect()
-}
-
-/// Whether a list of columns is one that a block can have.
-fn check_columns(blocks: &[&Settings]) -> Result<(), String> {
-    let columns = columns(blocks);
-    for (index, column) in columns.iter().enumerate() {
-        if column.name.is_empty() {
-            return Err("a dedicated column has no name".to_owned());
-        }
-        if !matches!(column.scope.as_str(), "span" | "resource" | "event") {
-            return Err(format!("dedicated column \"{}\" has an invalid scope \"{}\"", column.name, column.scope));
-        }
-        let most = match column.kind.as_str() {
-            "string" => 10,
-            "int" => 5,
-            other => return Err(format!("dedicated column \"{}\" has an invalid type \"{other}\"", column.name)),
-        };
-        if let Some(option) = column.options.iter().find(|option| !matches!(option.as_str(), "array" | "blob")) {
-            return Err(format!("dedicated column \"{}\" has an invalid option \"{option}\"", column.name));
-        }
-        if columns[..index].iter().any(|other| other.name == column.name && other.scope == column.scope) {
-            return Err(format!("dedicated column \"{}\" of scope {} is listed twice", column.name, column.scope));
-        }
-        if columns.iter().filter(|other| other.scope == column.scope && other.kind == column.kind).count() > most {
-            return Err(format!("more than {most} dedicated columns of type {} in scope {}", column.kind, column.scope));
-        }
-    }
-    Ok(())
 }
 
 impl Config {
@@ -916,6 +407,24 @@ impl Config {
     /// Keys that were written and belong to Tempo 3.0.
     pub(crate) fn tempo3_keys(&self) -> Vec<String> {
         self.settings.written_leaves().filter(|leaf| leaf.status == Status::Tempo3).map(|leaf| leaf.path.clone()).collect()
+    }
+
+    /// What must be the same in all processes of one dataflow, or what is counted depends on who counts it: keys that differ from their defaults, and
+    /// their values.
+    pub(crate) fn of_one_dataflow(&self) -> BTreeMap<String, String> {
+        const KEYS: &[&str] = &[
+            "rubato.dataflow.tick",
+            "ingester.lifecycler.ring.replication_factor",
+            "metrics_generator.processor.",
+            "metrics_generator.limiter_type",
+            "metrics_generator.metrics_ingestion_time_range_slack",
+            "metrics_generator.registry.max_label_",
+            "metrics_generator.registry.stale_duration",
+            "overrides.defaults.metrics_generator.",
+        ];
+        let leaves = self.settings.written_leaves().filter(|leaf| leaf.status == Status::Used && self.settings.differs(&leaf.path));
+        let counts = leaves.filter(|leaf| KEYS.iter().any(|key| leaf.path.starts_with(key)));
+        counts.map(|leaf| (leaf.path.clone(), status::line(&self.settings, &leaf.path))).collect()
     }
 
     /// The whole configuration as YAML, secrets masked.

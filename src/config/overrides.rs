@@ -20,6 +20,7 @@ use std::{
 };
 
 use prometheus::{GaugeVec, Opts, Registry};
+use sha2::{Digest as _, Sha256};
 
 use super::{
     check::check,
@@ -75,6 +76,7 @@ pub(crate) struct Overrides {
 #[derive(Debug)]
 struct Metrics {
     successful: GaugeVec,
+    hash: GaugeVec,
     overrides: GaugeVec,
 }
 
@@ -101,6 +103,7 @@ impl Overrides {
                     "Whether the last reload of the per-tenant file succeeded.",
                     &["config"],
                 )?,
+                hash: gauge("tempo_runtime_config_hash", "The per-tenant file that holds, as the label sha256.", &["config", "sha256"])?,
                 overrides: gauge("tempo_limits_overrides", "Limits of tenants with an entry of their own.", &["limit_name", "user"])?,
             }),
         };
@@ -178,15 +181,17 @@ impl Overrides {
         let Some(path) = &self.source.file else { return Ok(()) };
         let read = || {
             let text = std::fs::read_to_string(path).map_err(|error| format!("failed to read {}: {error}", path.display()))?;
-            parse(&text, self.source.expand_env, &self.source.generator, &|name| std::env::var(name).ok())
-                .map_err(|why| format!("{}: {why}", path.display()))
+            let entries = parse(&text, self.source.expand_env, &self.source.generator, &|name| std::env::var(name).ok());
+            Ok((entries.map_err(|why| format!("{}: {why}", path.display()))?, sha256(&text)))
         };
-        let outcome = read();
+        let outcome: Result<(Entries, String), String> = read();
         if let Some(metrics) = &self.metrics {
             metrics.successful.with_label_values(&["overrides"]).set(if outcome.is_ok() { 1.0 } else { 0.0 });
         }
-        let entries = outcome?;
+        let (entries, hash) = outcome?;
         if let Some(metrics) = &self.metrics {
+            metrics.hash.reset();
+            metrics.hash.with_label_values(&["overrides", hash.as_str()]).set(1.0);
             metrics.overrides.reset();
             for (tenant, entry) in &entries {
                 for (name, value) in entry.limits.gauges() {
@@ -261,6 +266,11 @@ fn parse_entry(tenant: &str, node: &Node, generator: &Generator, problems: &mut 
     Entry { limits: Arc::new(Limits::entry(&settings, generator)), settings }
 }
 
+/// The hash of a text, in hexadecimal digits.
+fn sha256(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,6 +337,10 @@ mod tests {
         overrides.reload().expect("the file is right again");
         assert_eq!((overrides.limits("a").rate_limit_bytes, overrides.limits("b").rate_limit_bytes), (2, 3));
         assert_eq!((successful(&registry), overrides.version()), (1.0, 2));
+        let families = registry.gather();
+        let hash = families.iter().find(|family| family.name() == "tempo_runtime_config_hash").expect("registered");
+        assert_eq!(hash.get_metric().len(), 1, "of the file that holds");
+        assert_eq!(sha256("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 
     fn successful(registry: &Registry) -> f64 {

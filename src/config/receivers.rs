@@ -14,7 +14,7 @@ use super::{
     settings::Settings,
     tls,
 };
-use crate::tls::ServerTls;
+use storage::tls::ServerTls;
 
 /// gRPC's own limit of a received message when nothing is written.
 const DEFAULT_GRPC_MESSAGE_BYTES: usize = 4 << 20;

@@ -230,6 +230,17 @@ pub(super) fn settings_json(settings: &Settings) -> serde_json::Value {
     serde_json::Value::Object(root)
 }
 
+/// A value as one line of text; what is very long is cut, and then told apart by its hash.
+pub(super) fn line(settings: &Settings, path: &str) -> String {
+    const LONGEST: usize = 160;
+    let kind = settings.schema().leaf(path).map_or(Kind::Text, |leaf| leaf.kind);
+    let text = json(settings.get(path), kind).to_string();
+    match text.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{}… ({:08x})", &text[..at], storage::ring::fnv1a_32(text.as_bytes())),
+        None => text,
+    }
+}
+
 fn json(shown: &Value, kind: Kind) -> serde_json::Value {
     match shown {
         Value::Null => serde_json::Value::Null,

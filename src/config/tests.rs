@@ -1,5 +1,7 @@
 //! The configuration as a whole: defaults, real files, messages.
 
+use storage::blocklist;
+
 use super::*;
 
 fn request() -> Request {
@@ -666,4 +668,45 @@ overrides:
         let error = load_text(text).expect_err("a mistake");
         assert!(error.contains(why), "{error}");
     }
+}
+
+/// What language models are told of the configuration.
+const TOLD: [&str; 2] =
+    [include_str!("../../query/src/api/mcp/docs/config-overview.md"), include_str!("../../query/src/api/mcp/docs/config-reference.md")];
+
+#[test]
+fn language_models_are_told_files_that_load_and_true_defaults() {
+    let files = TOLD.iter().flat_map(|text| text.split("```yaml\n").skip(1)).filter_map(|rest| rest.split("```").next());
+    assert_eq!(files.map(loaded).count(), 2);
+    let mut defaults = 0;
+    for line in TOLD.iter().flat_map(|text| text.lines()).filter(|line| line.starts_with('|')) {
+        let mut parts = line.split('`').skip(1);
+        while let (Some(key), Some(rest)) = (parts.next(), parts.next()) {
+            let Some((default, _)) = rest.strip_prefix(" (").and_then(|rest| rest.split_once(')')) else { continue };
+            let path: Vec<&str> = key.split('.').collect();
+            let file = format!("{}: {default}{}", path.join(": {"), "}".repeat(path.len() - 1));
+            assert_eq!(loaded(&file).to_yaml(Mode::Diff), "{}\n", "{file}");
+            defaults += 1;
+        }
+    }
+    assert!(defaults > 20, "{defaults} keys");
+}
+
+#[test]
+fn what_is_told_of_usage_external_traces_and_weights_is_heard() {
+    let config = loaded(
+        "distributor: {usage: {cost_attribution: {enabled: true, max_cardinality: 5, stale_duration: 1m}}}
+query_frontend: {mcp_server: {enabled: true}, trace_by_id: {external_enabled: true}, weights: {request_with_weights: false, max_regex_conditions: 2}}
+querier: {trace_by_id: {external: {endpoint: \"http://other:3200\", timeout: 3s}}}
+overrides: {defaults: {cost_attribution: {max_cardinality: 7, dimensions: {team: owner}}}}
+",
+    );
+    let usage = ingest::UsageSettings { max_cardinality: 5, stale_duration: Duration::from_secs(60) };
+    assert_eq!(config.distributor.usage, Some(usage));
+    assert_eq!(loaded("").distributor.usage, None);
+    assert!(config.query.mcp_enabled && config.query_frontend.external_traces);
+    assert_eq!((config.querier.external_endpoint.as_str(), config.querier.external_timeout), ("http://other:3200", Duration::from_secs(3)));
+    let weights = query::frontend::Weights { requests: false, max_regexes: 2, ..query::frontend::Weights::default() };
+    assert_eq!(config.query_frontend.settings.weights, weights);
+    assert_eq!(config.unused_keys(), [""; 0]);
 }

@@ -1,15 +1,20 @@
-//! TLS of listeners: the server's keys (`server.http_tls_config`, `server.grpc_tls_config`) and those of receivers (`tls`, as the OpenTelemetry
-//! Collector has them).
+//! TLS: the server's keys (`server.http_tls_config`, `server.grpc_tls_config`), those of receivers (`tls`, as the OpenTelemetry Collector has them),
+//! and those of clients (`tls_enabled`, `tls_cert_path` and so on, as Tempo has them): of ingesters, of query-frontends, of gossip, of the dataflow.
 //!
-//! What is half said is a problem: a listener that was meant to be encrypted must not be open because a key has no certificate beside it.
+//! What is half said is a problem: a connection that was meant to be encrypted must not be open because a key has no certificate beside it.
+//! Gossip and the dataflow listen and connect with the same keys. Where they name authorities, both ends must have a certificate of theirs.
 
 use std::path::PathBuf;
 
+use storage::tls::{ClientAuth, ClientTls, HTTP2, Identity, PeerTls, Pem, Protocol, ServerTls};
+
 use super::{Problem, Settings};
-use crate::tls::{ClientAuth, Pem, ServerTls};
 
 const CLIENT_AUTH: &[&str] =
     &["NoClientCert", "RequestClientCert", "RequireAnyClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"];
+
+/// Those below 1.2 mean 1.2.
+const VERSIONS: &[&str] = &["", "VersionTLS10", "VersionTLS11", "VersionTLS12", "VersionTLS13"];
 
 /// The keys of a block. `name` goes before their paths in what is said about them.
 struct Keys<'a> {
@@ -44,9 +49,9 @@ impl Keys<'_> {
     }
 
     /// Certificate and key; none where neither is there.
-    fn identity(&mut self, (cert, cert_file): (&str, &str), (key, key_file): (&str, &str)) -> Option<(Pem, Pem)> {
+    fn identity(&mut self, (cert, cert_file): (&str, &str), (key, key_file): (&str, &str)) -> Option<Identity> {
         match (self.pem(cert, cert_file), self.pem(key, key_file)) {
-            (Some(cert), Some(key)) => Some((cert, key)),
+            (Some(cert), Some(key)) => Some(Identity { cert, key }),
             (Some(_), None) => {
                 self.problem(cert_file, &format!("has no {key_file} beside it"));
                 None
@@ -65,12 +70,11 @@ pub(super) fn of_server(s: &Settings, server: &str, block: &str, problems: &mut 
     let version = s.text(&format!("{server}.tls_min_version"));
     let path = format!("{server}.{block}");
     let mut keys = Keys { s, name: "", block: &path, problems };
-    if !matches!(version, "" | "VersionTLS10" | "VersionTLS11" | "VersionTLS12" | "VersionTLS13") {
-        let why = format!("{server}.tls_min_version: \"{version}\" is not one of VersionTLS10, VersionTLS11, VersionTLS12, VersionTLS13");
+    if !VERSIONS.contains(&version) {
+        let why = format!("{server}.tls_min_version: \"{version}\" is not one of {}", VERSIONS[1..].join(", "));
         keys.problems.push(Problem::new(s.line(&format!("{server}.tls_min_version")), why));
     }
-    let cipher_suites = s.text(&format!("{server}.tls_cipher_suites"));
-    let cipher_suites = cipher_suites.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let cipher_suites = suites(s.text(&format!("{server}.tls_cipher_suites")));
     let identity = keys.identity(("cert", "cert_file"), ("key", "key_file"));
     let authorities = keys.pem("client_ca", "client_ca_file");
     let auth = s.text(&format!("{path}.client_auth_type"));
@@ -95,13 +99,13 @@ pub(super) fn of_server(s: &Settings, server: &str, block: &str, problems: &mut 
         // What is asked for and not looked at need not be asked for.
         _ => ClientAuth::None,
     };
-    let Some((cert, key)) = identity else {
+    let Some(identity) = identity else {
         if clients != ClientAuth::None {
             keys.problem("client_auth_type", "has no cert_file and key_file beside it");
         }
         return None;
     };
-    Some(ServerTls { cert, key, clients, only_tls13: version == "VersionTLS13", cipher_suites })
+    Some(ServerTls { identity, clients, protocol: Protocol { only_tls13: version == "VersionTLS13", cipher_suites } })
 }
 
 /// TLS of a receiver called `name`, whose block of keys is `block`.
@@ -118,24 +122,82 @@ pub(super) fn of_receiver(s: &Settings, name: &str, block: &str, problems: &mut 
         file => ClientAuth::Required(Pem::File(PathBuf::from(file))),
     };
     let identity = keys.identity(("cert_pem", "cert_file"), ("key_pem", "key_file"));
-    let Some((cert, key)) = identity else {
+    let Some(identity) = identity else {
         if clients != ClientAuth::None {
             keys.problem("client_ca_file", "has no cert_file and key_file beside it");
         }
         return None;
     };
-    Some(ServerTls { cert, key, clients, only_tls13: version == "1.3", cipher_suites })
+    Some(ServerTls { identity, clients, protocol: Protocol { only_tls13: version == "1.3", cipher_suites } })
+}
+
+/// The keys `tls_*` of `block`, if `tls_enabled` is on.
+fn client(s: &Settings, block: &str, problems: &mut Vec<Problem>) -> Option<ClientTls> {
+    let mut keys = Keys { s, name: "", block, problems };
+    if !s.flag(&keys.path("tls_enabled")) {
+        return None;
+    }
+    let some = |key: &str| Some(s.text(key)).filter(|text| !text.is_empty());
+    let file = |key: String| some(&key).map(|path| Pem::File(PathBuf::from(path)));
+    let identity = match (file(keys.path("tls_cert_path")), file(keys.path("tls_key_path"))) {
+        (Some(cert), Some(key)) => Some(Identity { cert, key }),
+        (Some(_), None) => {
+            keys.problem("tls_cert_path", "has no tls_key_path beside it");
+            None
+        }
+        (None, Some(_)) => {
+            keys.problem("tls_key_path", "has no tls_cert_path beside it");
+            None
+        }
+        (None, None) => None,
+    };
+    let version = s.text(&keys.path("tls_min_version"));
+    if !VERSIONS.contains(&version) {
+        keys.problem("tls_min_version", &format!("\"{version}\" is not one of {}", VERSIONS[1..].join(", ")));
+    }
+    let protocol = Protocol { only_tls13: version == "VersionTLS13", cipher_suites: suites(s.text(&keys.path("tls_cipher_suites"))) };
+    Some(ClientTls {
+        identity,
+        authorities: file(keys.path("tls_ca_path")),
+        server_name: some(&keys.path("tls_server_name")).map(str::to_owned),
+        insecure_skip_verify: s.flag(&keys.path("tls_insecure_skip_verify")),
+        protocol,
+        alpn: None,
+    })
+}
+
+/// TLS of a client of gRPC whose keys are `{block}.tls_*`.
+pub(super) fn of_grpc_client(s: &Settings, block: &str, problems: &mut Vec<Problem>) -> Option<ClientTls> {
+    client(s, block, problems).map(|tls| ClientTls { alpn: Some(HTTP2), ..tls })
+}
+
+/// TLS of processes that meet as equals, whose keys are `{block}.tls_*`.
+pub(super) fn of_peers(s: &Settings, block: &str, problems: &mut Vec<Problem>) -> Option<PeerTls> {
+    let client = client(s, block, problems)?;
+    let Some(identity) = client.identity.clone() else {
+        // Unless that was said already.
+        if ["tls_cert_path", "tls_key_path"].iter().all(|key| s.text(&format!("{block}.{key}")).is_empty()) {
+            let why = "needs tls_cert_path and tls_key_path: the others connect to this process, too";
+            Keys { s, name: "", block, problems }.problem("tls_enabled", why);
+        }
+        return None;
+    };
+    let clients = client.authorities.clone().map_or(ClientAuth::None, ClientAuth::Required);
+    Some(PeerTls { server: ServerTls { identity, clients, protocol: client.protocol.clone() }, client })
+}
+
+/// Names of suites, separated by commas.
+fn suites(names: &str) -> Vec<String> {
+    names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::{
-        config::{Request, parse},
-        tls::{ClientAuth, Pem, ServerTls},
-    };
+    use super::*;
+    use crate::config::{Request, parse};
 
     fn tls(cert: Pem, key: Pem, clients: ClientAuth) -> ServerTls {
-        ServerTls { cert, key, clients, only_tls13: false, cipher_suites: Vec::new() }
+        ServerTls { identity: Identity { cert, key }, clients, protocol: Protocol::default() }
     }
 
     fn file(path: &str) -> Pem {
@@ -156,13 +218,52 @@ distributor:
 ";
         let config = parse(text, &Request::default()).expect("nothing is wrong with it");
         let names = ["TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"].map(str::to_owned);
-        let modern = |tls| Some(ServerTls { only_tls13: true, cipher_suites: names.to_vec(), ..tls });
+        let modern = |tls| Some(ServerTls { protocol: Protocol { only_tls13: true, cipher_suites: names.to_vec() }, ..tls });
         assert_eq!(config.server.http_tls, modern(tls(file("/c"), Pem::Inline("K".to_owned()), ClientAuth::None)));
         assert_eq!(config.server.grpc.tls, modern(tls(file("/c"), file("/k"), ClientAuth::Required(file("/ca")))));
         let receivers = config.distributor.receivers;
         assert_eq!(receivers.otlp_grpc[0].tls, Some(tls(file("/rc"), file("/rk"), ClientAuth::Required(file("/rca")))));
         assert_eq!(receivers.otlp_http[0].0.tls, None);
         assert_eq!(receivers.unused, [""; 0]);
+    }
+
+    #[test]
+    fn clients_and_peers_are_encrypted_as_they_are_told() {
+        let text = "
+target: distributor
+ingester_client:
+  grpc_client_config:
+    tls_enabled: true
+    tls_cert_path: /c
+    tls_key_path: /k
+    tls_ca_path: /ca
+    tls_server_name: n
+    tls_min_version: VersionTLS13
+    tls_cipher_suites: TLS_AES_128_GCM_SHA256
+querier: {frontend_worker: {grpc_client_config: {tls_enabled: true, tls_insecure_skip_verify: true}}}
+memberlist: {tls_enabled: true, tls_cert_path: /c, tls_key_path: /k, tls_ca_path: /ca}
+rubato: {dataflow: {tls_enabled: true, tls_cert_path: /c, tls_key_path: /k}}
+";
+        let config = parse(text, &Request::default()).expect("nothing is wrong with it");
+        assert_eq!(config.unused_keys(), [""; 0]);
+        let identity = Some(Identity { cert: file("/c"), key: file("/k") });
+        let expected = ClientTls {
+            identity: identity.clone(),
+            authorities: Some(file("/ca")),
+            server_name: Some("n".to_owned()),
+            insecure_skip_verify: false,
+            protocol: Protocol { only_tls13: true, cipher_suites: vec!["TLS_AES_128_GCM_SHA256".to_owned()] },
+            alpn: Some(HTTP2),
+        };
+        assert_eq!(config.ingester_client_tls, Some(expected));
+        let trusting = ClientTls { insecure_skip_verify: true, alpn: Some(HTTP2), ..ClientTls::default() };
+        assert_eq!(config.querier.frontend_tls, Some(trusting));
+        let peers = |authorities: Option<Pem>| PeerTls {
+            server: tls(file("/c"), file("/k"), authorities.clone().map_or(ClientAuth::None, ClientAuth::Required)),
+            client: ClientTls { identity: identity.clone(), authorities, ..ClientTls::default() },
+        };
+        assert_eq!(config.cluster.memberlist.tls, Some(peers(Some(file("/ca")))));
+        assert_eq!(config.cluster.mesh.tls, Some(peers(None)));
     }
 
     #[test]
@@ -191,6 +292,16 @@ distributor:
         ] {
             let said = problems(&format!("server: {{http_tls_config: {{{keys}}}}}"));
             assert!(said.contains(&format!("line 1: server.http_tls_config.{expected}")), "{keys}: {said}");
+        }
+        for (keys, expected) in [
+            ("tls_cert_path: /c", "tls_cert_path: has no tls_key_path beside it"),
+            ("tls_key_path: /k", "tls_key_path: has no tls_cert_path beside it"),
+            ("tls_ca_path: /ca", "tls_enabled: needs tls_cert_path and tls_key_path"),
+            ("tls_cert_path: /c, tls_key_path: /k, tls_min_version: '1.3'", "tls_min_version: \"1.3\" is not one of VersionTLS10"),
+        ] {
+            let said = problems(&format!("rubato: {{dataflow: {{tls_enabled: true, {keys}}}}}"));
+            assert!(said.contains(&format!("line 1: rubato.dataflow.{expected}")), "{keys}: {said}");
+            assert!(!said.contains(';'), "once: {said}");
         }
         let said = problems("distributor: {receivers: {zipkin: {tls: {client_ca_file: /a}}}}");
         assert_eq!(said, "line 1: distributor.receivers.zipkin.tls.client_ca_file: has no cert_file and key_file beside it");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, Settings, check_columns, schema};
+use super::{Config, Settings, columns::check_columns, schema};
 
 /// A warning and the reason for it.
 #[derive(Clone, Debug, PartialEq, Eq)]

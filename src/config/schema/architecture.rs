@@ -118,7 +118,7 @@ pub(super) const MEMBERLIST: &[Row] = &[
     int("max_concurrent_writes", "3").ignored(),
     duration("acquire_writer_timeout", "250ms").ignored(),
     boolean("tls_enabled", "false").used(),
-    include("", TLS_CLIENT),
+    include("", TLS_CLIENT).used(),
     boolean("zone_aware_routing.enabled", "false"),
     text("zone_aware_routing.instance_availability_zone", ""),
     text("zone_aware_routing.role", "member"),

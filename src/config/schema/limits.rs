@@ -77,8 +77,8 @@ pub(super) const LIMITS: &[Row] = &[
     strings("forwarders", ""),
     int("global.max_bytes_per_trace", "5000000").used(),
     list("storage.parquet_dedicated_columns", COLUMN),
-    uint("cost_attribution.max_cardinality", "0"),
-    text_map("cost_attribution.dimensions", ""),
+    uint("cost_attribution.max_cardinality", "0").used(),
+    text_map("cost_attribution.dimensions", "").used(),
 ];
 
 /// Whether a limit is one that tenants may set for themselves.
