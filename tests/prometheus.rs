@@ -20,12 +20,12 @@ pub(crate) struct Prometheus {
     pub(crate) url: String,
     http: reqwest::Client,
     process: Child,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Prometheus {
     /// What `--version` says first; `None` where it is not installed.
-    fn version() -> Option<(u32, u32)> {
+    pub(crate) fn version() -> Option<(u32, u32)> {
         let output = Command::new("prometheus").arg("--version").output().ok()?;
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         let version = text.split_whitespace().skip_while(|word| *word != "version").nth(1)?;
@@ -35,6 +35,16 @@ impl Prometheus {
 
     /// `None`, with the reason printed, where Prometheus is not installed; where it must be, that is a failure.
     pub(crate) async fn start() -> Option<Self> {
+        Self::start_at("127.0.0.1", &[]).await
+    }
+
+    /// As [`Self::start`], with further arguments.
+    pub(crate) async fn start_with(arguments: &[&str]) -> Option<Self> {
+        Self::start_at("127.0.0.1", arguments).await
+    }
+
+    /// As [`Self::start_with`], at another address of this machine.
+    pub(crate) async fn start_at(host: &str, arguments: &[&str]) -> Option<Self> {
         if Self::version().is_none() {
             assert!(std::env::var_os("CI").is_none(), "prometheus is not installed: apt-get install prometheus");
             eprintln!("skipped: prometheus is not installed");
@@ -43,20 +53,22 @@ impl Prometheus {
         let dir = tempfile::Builder::new().prefix("rubato-prometheus-").tempdir().expect("a temporary folder");
         let config = dir.path().join("prometheus.yaml");
         std::fs::write(&config, "storage: {exemplars: {max_exemplars: 1000}}\n").expect("writable");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listener = TcpListener::bind((host, 0)).expect("a free port");
         let address = listener.local_addr().expect("an address");
         drop(listener);
         let process = Command::new("prometheus")
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
             .arg(format!("--web.listen-address={address}"))
-            .args(["--web.enable-remote-write-receiver", "--enable-feature=native-histograms,exemplar-storage"])
+            .args(["--web.enable-remote-write-receiver", "--no-storage.tsdb.wal-compression"])
+            .arg("--enable-feature=native-histograms,exemplar-storage,metadata-wal-records")
+            .args(arguments)
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(dir.path().join("log")).expect("writable"))
             .spawn()
             .expect("prometheus starts");
         let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
-        let prometheus = Self { url: format!("http://{address}"), http, process, _dir: dir };
+        let prometheus = Self { url: format!("http://{address}"), http, process, dir };
         let ready = format!("{}/-/ready", prometheus.url);
         eventually("prometheus is ready", || async {
             prometheus.http.get(&ready).send().await.ok().filter(|answer| answer.status().is_success())
@@ -65,7 +77,7 @@ impl Prometheus {
         Some(prometheus)
     }
 
-    async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
+    pub(crate) async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
         let url = reqwest::Url::parse_with_params(&format!("{}{path}", self.url), parameters).expect("a URL");
         let answer = self.http.get(url).send().await.expect("an answer").text().await.expect("a body");
         let answer: Value = serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer}"));
@@ -85,10 +97,31 @@ impl Prometheus {
     }
 
     /// The value of a query with one result; `None` if there is none.
-    async fn value(&self, query: &str) -> Option<f64> {
+    pub(crate) async fn value(&self, query: &str) -> Option<f64> {
         let found = self.query(query).await;
         assert!(found.len() <= 1, "{query}: {found:?}");
         found.first().map(|(_, values)| values[0])
+    }
+
+    /// One of its own metrics, summed over its series.
+    pub(crate) async fn own_metric(&self, name: &str) -> f64 {
+        let answer = self.http.get(format!("{}/metrics", self.url)).send().await.expect("an answer").text().await.expect("a body");
+        let of_metric = answer.lines().filter_map(|line| line.strip_prefix(name)).filter(|rest| rest.starts_with(['{', ' ']));
+        of_metric.map(|rest| rest.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).expect("a number")).sum()
+    }
+
+    /// What it has written to its log so far, series and metadata among it, not compressed.
+    pub(crate) fn wal(&self) -> Vec<u8> {
+        let folder = std::fs::read_dir(self.dir.path().join("data/wal")).expect("a folder");
+        let files = folder.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_file());
+        files.flat_map(|path| std::fs::read(path).expect("readable")).collect()
+    }
+
+    /// The lines of its own log that say that something went wrong.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.dir.path().join("log")).expect("readable");
+        let is_complaint = |line: &&str| ["level=error", "level=ERROR", "Error on ingesting"].iter().any(|word| line.contains(word));
+        log.lines().filter(is_complaint).map(str::to_owned).collect()
     }
 }
 
@@ -101,10 +134,6 @@ impl Drop for Prometheus {
 }
 
 fn config(prometheus: &Prometheus) -> Config {
-    config_with(prometheus, "prometheus.WriteRequest")
-}
-
-fn config_with(prometheus: &Prometheus, message: &str) -> Config {
     let more = format!(
         "
 metrics_generator:
@@ -117,7 +146,6 @@ metrics_generator:
     remote_write:
       - url: {}/api/v1/write
         send_exemplars: true
-        protobuf_message: {message}
 overrides:
   defaults:
     metrics_generator:
@@ -126,7 +154,7 @@ overrides:
 ",
         prometheus.url
     );
-    // A test has one configuration or two.
+    // A test has one configuration.
     Config { more: more.leak(), ..Config::default() }
 }
 
@@ -234,30 +262,6 @@ async fn grafanas_queries_return_the_right_numbers() {
         assert_eq!(answer.status, status, "{}", answer.text());
     }
     assert_eq!(client.get("/metrics/generator/a%2Fb").await.expect("an answer").status, 400);
-    assert_eq!(client.metric("prometheus_remote_storage_samples_failed_total", &[]).await, 0.0);
-}
-
-/// A Prometheus that takes protocol 2.0 is sent that; one that does not is asked once and sent 1.0 from then on.
-#[tokio::test]
-async fn protocol_2_or_what_the_receiver_knows() {
-    let Some(prometheus) = Prometheus::start().await else { return };
-    let takes_v2 = Prometheus::version().is_some_and(|version| version >= (2, 54));
-    let server = Server::start(config_with(&prometheus, "io.prometheus.write.v2.Request")).await;
-    let client = server.client();
-    let spans = (1..=30).map(|span_id| span(TraceId([5; 16]), span_id, "work")).collect();
-    assert_eq!(client.post_protobuf(body("a", spans)).await.expect("an answer").status, 200);
-    let calls = "sum(traces_spanmetrics_calls_total{service=\"a\"})";
-    eventually("the spans are there", || async { prometheus.value(calls).await.filter(|value| *value == 30.0) }).await;
-    let native = "histogram_count(traces_spanmetrics_latency{service=\"a\"})";
-    eventually("the histogram is there", || async { prometheus.value(native).await.filter(|value| *value == 30.0) }).await;
-    let request = async |outcome: &str| client.metric("rubato_remote_write_requests_total", &[&format!("outcome=\"{outcome}\"")]).await;
-    assert!(request("written").await > 0.0);
-    if takes_v2 {
-        assert_eq!(request("not_understood").await, 0.0, "the receiver takes what it is sent");
-    } else {
-        eprintln!("skipped: this Prometheus is older than 2.54 and is sent protocol 1.0 after one question");
-        assert_eq!(request("not_understood").await, 1.0, "it is asked once");
-    }
     assert_eq!(client.metric("prometheus_remote_storage_samples_failed_total", &[]).await, 0.0);
 }
 

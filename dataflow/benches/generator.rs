@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use dataflow::{
     Components, Dataflow, Workers,
     generator::{
@@ -193,19 +193,27 @@ fn stages(criterion: &mut Criterion) {
         let spans: usize = requests.iter().flatten().map(|segment| segment.spans.len()).sum();
         let mut group = criterion.benchmark_group(format!("{} series", names * SERVICES));
         group.sample_size(10).throughput(Throughput::Elements(spans as u64));
-        group.bench_function("hash map", |bencher| bencher.iter(|| hash_map(&requests)));
-        group.bench_function("observe", |bencher| {
-            bencher.iter_batched(|| observer(false), |observer| observe(observer, &ticks), BatchSize::LargeInput);
-        });
-        group.bench_function("observe, with service graphs", |bencher| {
-            bencher.iter_batched(|| observer(true), |observer| observe(observer, &ticks), BatchSize::LargeInput);
-        });
+        let mut measure = |name: &str, run: &dyn Fn() -> usize| {
+            group.bench_function(name, |bencher| bencher.iter_custom(|iterations| (0..iterations).map(|_| on_cpu(run)).sum()));
+        };
+        measure("hash map", &|| hash_map(&requests));
+        measure("observe", &|| observe(observer(false), &ticks));
+        measure("observe, with service graphs", &|| observe(observer(true), &ticks));
         let owned = Arc::new(requests.clone());
-        group.bench_function("observe, arrange, accumulate", |bencher| {
-            bencher.iter(|| differential(&owned));
-        });
+        measure("observe, arrange, accumulate", &|| differential(&owned));
         group.finish();
     }
+}
+
+/// How long this thread was on a CPU meanwhile, which other load of the machine hardly changes.
+fn on_cpu(run: &dyn Fn() -> usize) -> Duration {
+    let now = || {
+        let stat = fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+        Duration::from_nanos(stat.split(' ').next().and_then(|nanos| nanos.parse().ok()).expect("a number"))
+    };
+    let before = now();
+    black_box(run());
+    now() - before
 }
 
 /// CPU time of this process, all threads.

@@ -509,7 +509,8 @@ impl GeneratorStart {
         let accumulator = Accumulator::new(Arc::clone(&tenants), routes.clone(), Arc::clone(&metrics), stale, series);
         let is_mine = |(tenant, half): &&(Tenant, generator::service_graph::Half)| owners.of(hash(tenant, half.trace_id)) == index;
         let halves = restored.contents.halves.iter().filter(is_mine).cloned().collect();
-        let period = ticks.spanning(settings.checkpoint_interval);
+        // Exemplars are seen when they are committed.
+        let period = ticks.spanning(settings.commit_interval);
         let setup = Setup { source: tenants, ticks, workers: owners.count(), metrics, period, forget_every: stale };
         let mut observer = Observer::new(setup);
         observer.restore(restored.counted.clone(), halves);

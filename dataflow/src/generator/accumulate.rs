@@ -17,6 +17,7 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use differential_dataflow::difference::{IsZero, Semigroup};
@@ -104,7 +105,12 @@ struct Usage {
     demand: Demand,
     /// What this worker adds to the gauges of demand: series and label sets.
     shown: (u64, u64),
+    /// When the log last said that a limit is reached.
+    warned: Option<Instant>,
 }
+
+/// The log says at most this often that a limit is reached.
+const WARN_EVERY: Duration = Duration::from_secs(1);
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -227,7 +233,14 @@ impl Accumulator {
             self.metrics.entities_limited.with_label_values(&[tenant]).inc();
         }
         let period = self.tick / self.period();
-        self.usage.entry(series.tenant().clone()).or_default().demand.refuse(period, cost, series.id(), entity(series));
+        let usage = self.usage.entry(series.tenant().clone()).or_default();
+        usage.demand.refuse(period, cost, series.id(), entity(series));
+        if usage.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
+            usage.warned = Some(Instant::now());
+            let Common { max_active_series, max_active_entities, .. } = common;
+            let (active_series, active_entities) = (usage.cost, usage.entities.len());
+            tracing::warn!(tenant, active_series, max_active_series, active_entities, max_active_entities, "reached max active series");
+        }
     }
 
     /// Ticks in a period of demand.

@@ -7,7 +7,13 @@
 //!
 //! Layouts and tenants repeat from series to series, so they are listed once and series say which.
 
-use std::{collections::HashMap, io::Read, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    io::{BufWriter, IntoInnerError, Read},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -54,26 +60,29 @@ pub(crate) struct Contents {
 
 const VERSION: u32 = 1;
 
+/// Bytes of JSON that are given to the compressor at a time.
+const WRITE_BYTES: usize = 64 << 10;
+
 /// More than this is not decompressed.
 const MAX_BYTES: u64 = 4 << 30;
 
 #[derive(Serialize, Deserialize)]
-struct File {
+struct File<'a> {
     version: u32,
     tick: u64,
     tenants: Vec<Tenant>,
     layouts: Vec<Arc<Layout>>,
-    series: Vec<Row>,
-    halves: Vec<(Tenant, Half)>,
+    series: Vec<Row<'a>>,
+    halves: Cow<'a, [(Tenant, Half)]>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Row {
+struct Row<'a> {
     tenant: usize,
     family: Family,
-    labels: Labels,
+    labels: Cow<'a, Labels>,
     layout: usize,
-    agg: Agg,
+    agg: Cow<'a, Agg>,
     first: u64,
     last: u64,
 }
@@ -106,30 +115,36 @@ impl Contents {
                 layouts.len() - 1
             });
             let Accumulated { agg, first, last, .. } = &**accumulated;
-            Row { tenant, family: *family, labels: labels.clone(), layout, agg: agg.clone(), first: *first, last: *last }
+            let (labels, agg) = (Cow::Borrowed(labels), Cow::Borrowed(agg));
+            Row { tenant, family: *family, labels, layout, agg, first: *first, last: *last }
         });
         let series = rows.collect();
-        let file = File { version: VERSION, tick, tenants, layouts, series, halves: self.halves.clone() };
+        let file = File { version: VERSION, tick, tenants, layouts, series, halves: Cow::Borrowed(&self.halves) };
         let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
         encoder.include_checksum(true)?;
-        serde_json::to_writer(&mut encoder, &file)?;
-        Ok(encoder.finish()?)
+        // JSON is written bracket by bracket.
+        let mut writer = BufWriter::with_capacity(WRITE_BYTES, encoder);
+        serde_json::to_writer(&mut writer, &file)?;
+        Ok(writer.into_inner().map_err(IntoInnerError::into_error)?.finish()?)
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, CheckpointError> {
         let mut text = Vec::new();
         zstd::Decoder::new(bytes)?.take(MAX_BYTES).read_to_end(&mut text)?;
-        let file: File = serde_json::from_slice(&text)?;
+        let file: File<'_> = serde_json::from_slice(&text)?;
         if file.version != VERSION {
             return Err(CheckpointError::Version(file.version));
         }
-        let accumulated = |row: Row| {
+        let accumulated = |row: Row<'_>| {
             let tenant = file.tenants.get(row.tenant).ok_or(CheckpointError::Reference(row.tenant))?.clone();
             let layout = Arc::clone(file.layouts.get(row.layout).ok_or(CheckpointError::Reference(row.layout))?);
-            let series = Series::new(Definition { tenant, family: row.family, labels: row.labels, layout });
-            Ok(Arc::new(Accumulated { series, agg: row.agg, first: row.first, last: row.last, exemplars: Vec::new() }))
+            let series = Series::new(Definition { tenant, family: row.family, labels: row.labels.into_owned(), layout });
+            Ok(Arc::new(Accumulated { series, agg: row.agg.into_owned(), first: row.first, last: row.last, exemplars: Vec::new() }))
         };
-        Ok(Self { series: file.series.into_iter().map(accumulated).collect::<Result<_, CheckpointError>>()?, halves: file.halves })
+        Ok(Self {
+            series: file.series.into_iter().map(accumulated).collect::<Result<_, CheckpointError>>()?,
+            halves: file.halves.into_owned(),
+        })
     }
 }
 
@@ -196,8 +211,14 @@ impl Keeper {
         }
     }
 
-    /// Shows the series of this process as a manifest that is on the bucket holds them.
-    pub(crate) fn publish<'a>(&self, sequence: u64, tick: u64, series: impl IntoIterator<Item = &'a Arc<Accumulated>>) {
+    /// Shows the series of this process as a manifest that is on the bucket holds them. See [`Snapshot::recovered`].
+    pub(crate) fn publish<'a>(
+        &self,
+        sequence: u64,
+        tick: u64,
+        recovered: Option<u64>,
+        series: impl IntoIterator<Item = &'a Arc<Accumulated>>,
+    ) {
         let mut tenants: HashMap<Tenant, Vec<Arc<Accumulated>>> = HashMap::new();
         for accumulated in series {
             tenants.entry(accumulated.series.tenant().clone()).or_default().push(Arc::clone(accumulated));
@@ -208,7 +229,7 @@ impl Keeper {
         };
         let tenants = tenants.into_iter().map(|(tenant, series)| (tenant, sorted(series))).collect();
         let at = Duration::from_nanos(u64::try_from(self.ticks.length().as_nanos()).unwrap_or(u64::MAX).saturating_mul(tick + 1));
-        self.snapshots.publish(Snapshot { sequence, tick, at, tenants });
+        self.snapshots.publish(Snapshot { sequence, tick, at, recovered, tenants });
     }
 
     /// Reads what a manifest names. What is gone or corrupt is counted and told, and passed over: no waiting brings it back.

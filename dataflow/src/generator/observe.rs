@@ -9,13 +9,18 @@
 //! Plain state of one worker, no timely. Spans come in the order of ticks. Settings are looked at when a tick begins, so within a tick
 //! they do not change.
 //!
-//! In the steady state nothing is allocated for a span: its labels were built before, and its series is found by a key gathered in a
-//! buffer. What is remembered for that is bounded by [`Book::MAX`] and forgotten as a whole.
+//! In the steady state nothing is allocated for a span: its labels were built before, and its series is found by a hash of what decides
+//! over them. What is remembered for that is bounded by [`Book::MAX`] and forgotten as a whole.
 
-use std::{collections::HashMap, hash::BuildHasher, mem, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hasher},
+    mem,
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use foldhash::fast::RandomState;
+use foldhash::fast::{FoldHasher, RandomState};
 use hashbrown::HashTable;
 use prometheus::IntCounter;
 use storage::{
@@ -164,8 +169,8 @@ impl Request {
     }
 }
 
-/// Entries of the book by a span's key: by 128 bits of hash, seeded anew in each process, as series are told apart by as many. So a span
-/// costs one look into one table and no look at a key that lies somewhere else.
+/// Entries of the book by what decides over a span's labels: by 128 bits of hash, seeded anew in each process, as series are told apart by
+/// as many. So a span costs one look into one table, and nothing is gathered that lies somewhere else.
 #[derive(Debug, Default)]
 struct Known {
     table: HashTable<(u64, u64, u32)>,
@@ -173,8 +178,13 @@ struct Known {
 }
 
 impl Known {
-    fn get_or_insert(&mut self, key: &[u8], new: impl FnOnce() -> u32) -> u32 {
-        let [hash, check] = self.hashers.each_ref().map(|hasher| hasher.hash_one(key));
+    /// The entry under what `key` writes into a hasher; a new one where there is none.
+    fn get_or_insert(&mut self, key: impl Fn(&mut FoldHasher<'_>), new: impl FnOnce() -> u32) -> u32 {
+        let [hash, check] = self.hashers.each_ref().map(|hasher| {
+            let mut hasher = hasher.build_hasher();
+            key(&mut hasher);
+            hasher.finish()
+        });
         let is_there = |known: &(u64, u64, u32)| (known.0, known.1) == (hash, check);
         if let Some((_, _, index)) = self.table.find(hash, is_there) {
             return *index;
@@ -241,7 +251,6 @@ pub struct Observer {
     fresh: Vec<u64>,
     /// Whether halves waited at the last checkpoint.
     waited: bool,
-    key: Vec<u8>,
     forget_every: u64,
     forgot: u64,
 }
@@ -280,7 +289,6 @@ impl Observer {
             counted: None,
             fresh: Vec::new(),
             waited: false,
-            key: Vec::new(),
             forget_every: forget_every.max(1),
             forgot: 0,
         }
@@ -381,7 +389,7 @@ impl Observer {
         if self.active(&segment.tenant).is_none() {
             return;
         }
-        let Self { tenants, book, counted, fresh, key, .. } = self;
+        let Self { tenants, book, counted, fresh, .. } = self;
         let Some(active) = tenants.get_mut(&segment.tenant).and_then(Option::as_mut) else { return };
         let mut values = Vec::new();
         let (mut received, mut received_bytes, mut late) = (0, 0, 0);
@@ -409,7 +417,7 @@ impl Observer {
                 }
             };
             let found = Found { trace_id: segment.trace_id, key: span.key, resource, encoded_resource, encoded, scanned };
-            active.span(&found, &values, tick, book, key);
+            active.span(&found, &values, tick, book);
         }
         active.received.inc_by(received);
         active.received_bytes.inc_by(received_bytes);
@@ -502,7 +510,7 @@ impl Active {
     }
 
     /// A span that is new and in time.
-    fn span<'a>(&mut self, found: &Found<'a>, values: &[Option<&'a [u8]>], tick: u64, book: &mut Book, key: &mut Vec<u8>) {
+    fn span<'a>(&mut self, found: &Found<'a>, values: &[Option<&'a [u8]>], tick: u64, book: &mut Book) {
         let Some(resource) = self.resource_list.get(found.resource as usize) else { return };
         let span = FirstSeen {
             trace_id: found.trace_id,
@@ -530,7 +538,8 @@ impl Active {
                 self.not_utf8.inc();
                 return;
             }
-            gather_key(key, found, labels.settings.intrinsic_dimensions.status_message, &resource.values, values);
+            let with_message = labels.settings.intrinsic_dimensions.status_message;
+            let key = |hasher: &mut FoldHasher<'_>| write_key(hasher, found, with_message, &resource.values, values);
             let index = self.keys.get_or_insert(key, || {
                 let resource_first = resource.values.iter().zip(values).map(|(of_resource, value)| of_resource.as_deref().or(*value));
                 if labels.has_pattern(span.name) {
@@ -563,24 +572,23 @@ impl Active {
 }
 
 /// What decides over the labels of a span, as it lies on the wire. Each part has a fixed length or says how long it is.
-fn gather_key(key: &mut Vec<u8>, found: &Found<'_>, with_message: bool, of_resource: &[Option<Box<[u8]>>], values: &[Option<&[u8]>]) {
-    fn sized(key: &mut Vec<u8>, part: &[u8]) {
-        key.extend_from_slice(&(part.len() as u32).to_le_bytes());
-        key.extend_from_slice(part);
-    }
-    key.clear();
-    key.extend_from_slice(&found.resource.to_le_bytes());
-    key.extend_from_slice(&found.key.kind.to_le_bytes());
-    key.extend_from_slice(&found.scanned.status.to_le_bytes());
-    sized(key, found.scanned.name);
+fn write_key(hasher: &mut impl Hasher, found: &Found<'_>, with_message: bool, of_resource: &[Option<Box<[u8]>>], values: &[Option<&[u8]>]) {
+    let sized = |hasher: &mut _, part: &[u8]| {
+        Hasher::write_u32(hasher, part.len() as u32);
+        Hasher::write(hasher, part);
+    };
+    hasher.write_u32(found.resource);
+    hasher.write_i32(found.key.kind);
+    hasher.write_i32(found.scanned.status);
+    sized(hasher, found.scanned.name);
     if with_message {
-        sized(key, found.scanned.message);
+        sized(hasher, found.scanned.message);
     }
     for (of_resource, value) in of_resource.iter().zip(values) {
         match (of_resource, value) {
-            (None, Some(value)) => sized(key, value),
+            (None, Some(value)) => sized(hasher, value),
             // No value is that long.
-            _ => key.extend_from_slice(&u32::MAX.to_le_bytes()),
+            _ => hasher.write_u32(u32::MAX),
         }
     }
 }

@@ -49,6 +49,9 @@ pub struct Snapshot {
     pub tick: u64,
     /// The end of that tick, since the Unix epoch.
     pub at: Duration,
+    /// The tick with which the generation began, if it took series up: those that were observed first at it or before were shown before, perhaps by another
+    /// process.
+    pub recovered: Option<u64>,
     /// By tenant: all its series, ordered by identity.
     pub tenants: HashMap<Tenant, Arc<[Arc<Accumulated>]>>,
 }

@@ -135,7 +135,10 @@ impl Batches<'_> {
             (last, Some(now), Phase::Zeros) => {
                 let replaces = || !transition.replaced.is_empty() && transition.replaced.contains(&now.series.name_hash());
                 let again = last.is_some() || replaces();
-                if last.is_none_or(|last| last.first != now.first)
+                // Whoever had it before the generation began has sent it, or may have.
+                let is_taken_over = to.recovered.is_some_and(|tick| now.first <= tick);
+                if !is_taken_over
+                    && last.is_none_or(|last| last.first != now.first)
                     && let Some(zero) = transition.zero(again)
                 {
                     self.add(&to.view, now, None, Show::Zero, zero, batch);

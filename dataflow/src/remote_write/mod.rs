@@ -11,7 +11,7 @@
 //! series are new, which have ended), a [`sender`] sends and tries again. Endpoints know nothing of each other.
 //!
 //! The first collection of a process is compared with the snapshot that was recovered: its series were sent by an earlier process, or may have
-//! been, and so begin without a zero.
+//! been, and so begin without a zero. So do those that a process takes over from another one of its dataflow.
 
 mod batches;
 mod client;
@@ -185,5 +185,5 @@ impl Shared {
 fn collection(snapshot: &Snapshot, tenant: &Tenant, at: i64, view: Arc<View>) -> Collection {
     let series: Arc<[Arc<Accumulated>]> = snapshot.tenants.get(tenant).cloned().unwrap_or_default();
     let samples = series.iter().map(|series| view::cost(series)).sum();
-    Collection { at, series, samples, view }
+    Collection { at, series, recovered: snapshot.recovered, samples, view }
 }

@@ -18,6 +18,8 @@ pub(crate) struct Collection {
     pub(crate) at: i64,
     /// Ordered by identity.
     pub(crate) series: Arc<[Arc<Accumulated>]>,
+    /// See [`Snapshot::recovered`](crate::generator::Snapshot::recovered).
+    pub(crate) recovered: Option<u64>,
     /// How many samples that makes.
     pub(crate) samples: usize,
     /// How they look.

@@ -74,11 +74,11 @@ impl<'a> Found<'a> {
     /// Takes note of the attributes of a message that are wanted.
     pub(super) fn look_into(&mut self, keys: &Keys, message: &'a [u8], attributes: u32) {
         // Bytes were validated when they were acknowledged; what a disk made of them since ends the message, not the process.
-        for field in Fields::new(message).map_while(Result::ok) {
+        Fields::new(message).map_while(Result::ok).for_each(|field| {
             if let (true, Value::Bytes(key_value)) = (field.number == attributes, field.value) {
                 self.look_at(keys, key_value);
             }
-        }
+        });
     }
 
     #[inline]

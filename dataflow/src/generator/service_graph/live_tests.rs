@@ -48,7 +48,7 @@ impl Collection {
         self.sequence += 1;
         let series: Vec<_> = self.series.values().cloned().map(Arc::new).collect();
         let at = Duration::from_secs(tick + 1);
-        Arc::new(Snapshot { sequence: self.sequence, tick, at, tenants: [(Tenant::single(), series.into())].into() })
+        Arc::new(Snapshot { sequence: self.sequence, tick, at, tenants: [(Tenant::single(), series.into())].into(), ..Snapshot::default() })
     }
 }
 

@@ -133,11 +133,15 @@ fn metric(registry: &prometheus::Registry, name: &str, values: &[&str]) -> u64 {
     of_name.filter(has).map(|metric| (metric.get_counter().get_value() + metric.get_gauge().get_value()) as u64).sum()
 }
 
-fn publish(snapshots: &Snapshots, mut series: Vec<Accumulated>) {
+fn publish(snapshots: &Snapshots, series: Vec<Accumulated>) {
+    publish_since(snapshots, series, None);
+}
+
+fn publish_since(snapshots: &Snapshots, mut series: Vec<Accumulated>, recovered: Option<u64>) {
     series.sort_by(|a, b| a.series.cmp(&b.series));
     let sequence = snapshots.latest().sequence + 1;
     let tenants = if series.is_empty() { HashMap::new() } else { HashMap::from([(tenant(), series.into_iter().map(Arc::new).collect())]) };
-    snapshots.publish(Snapshot { sequence, tick: sequence, tenants, ..Snapshot::default() });
+    snapshots.publish(Snapshot { sequence, tick: sequence, recovered, tenants, ..Snapshot::default() });
 }
 
 fn endpoint(receiver: &Receiver) -> Endpoint {
@@ -394,6 +398,24 @@ async fn recovered_series_have_no_zero() {
     assert_eq!(receiver.values(CALLS_B), [0.0, 1.0]);
     let gone = receiver.values(&CALLS_A.replace("\"a\"", "\"gone\""));
     assert_eq!(gone.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), [view::STALE.to_bits()]);
+}
+
+/// A generator was lost, and its series, with all that it had counted, belong to this one now: a zero before them would count everything again.
+#[tokio::test]
+async fn series_that_are_taken_over_have_no_zero() {
+    let receiver = Receiver::start().await;
+    let running = Running::start(vec![endpoint(&receiver)], vec![observed(&calls("own"), &[1])], |_| {});
+    running.show(vec![observed(&calls("own"), &[1])]).await;
+    let since = |series: Accumulated, first| Accumulated { first, ..series };
+    let taken_over = since(observed(&calls("a"), &[1, 1]), 5);
+    let new = since(observed(&calls("b"), &[1]), 9);
+    let before = running.metric("tempo_metrics_generator_registry_collections_total", &[]);
+    publish_since(&running.snapshots, vec![observed(&calls("own"), &[1]), taken_over, new], Some(7));
+    running.clock.advance(Duration::from_millis(1_000));
+    running.until("a collection", || running.metric("tempo_metrics_generator_registry_collections_total", &[]) > before).await;
+    running.stop().await;
+    assert_eq!(receiver.values(CALLS_A), [2.0]);
+    assert_eq!(receiver.values(CALLS_B), [0.0, 1.0]);
 }
 
 #[tokio::test]
