@@ -14,12 +14,12 @@
 
 use std::sync::Arc;
 
-use foldhash::HashSet;
+use foldhash::{HashSet, HashSetExt as _};
 
 use super::{
     compare::Comparison,
     error::MetricsError,
-    labels::LabelValue,
+    labels::{LabelRef, LabelValue},
     observe::{read, vector_of},
     request::{COMPARED, COMPARED_SCOPES, MetricsRequest, SERVICE_NAME, service_name},
     rows::{Locals, Rows},
@@ -153,7 +153,7 @@ struct Coded<'v> {
     /// The attribute that a number is a value of.
     key_of: &'v dyn Fn(u32) -> u32,
     /// What a number stands for.
-    label: &'v dyn Fn(u32) -> LabelValue,
+    label: &'v dyn Fn(u32) -> LabelRef<'v>,
 }
 
 /// What numbers belong to: spans, or elements that have several.
@@ -234,7 +234,7 @@ impl Tally<'_> {
                 if let Some(nil) = values.iter().position(|value| *value == LabelValue::Nil) {
                     numbers.iter_mut().filter(|number| **number == nil as u32).for_each(|number| *number = NIL);
                 }
-                let label = |number: u32| values[number as usize].clone();
+                let label = |number: u32| LabelRef::from(&values[number as usize]);
                 self.count(&coded(&numbers, values.len(), &label), offsets.as_ref())
             }
         }
@@ -245,7 +245,7 @@ impl Tally<'_> {
         let keys: Vec<String> = listing.keys.iter().cloned().map(canonical).collect();
         let label = |number: u32| match &listing.pairs[number as usize].value {
             PairValue::Text(code) => text(&listing.dictionary, *code),
-            PairValue::Other(value) => LabelValue::from(value.clone()),
+            PairValue::Other(value) => LabelRef::from(value),
         };
         let coded = Coded {
             numbers: &listing.numbers,
@@ -306,8 +306,11 @@ impl Tally<'_> {
 fn has_too_many(request: &MetricsRequest, comparison: &Comparison, key: &str, numbers: &[(u32, u32)], coded: &Coded<'_>) -> bool {
     let most = request.max_values();
     // Different numbers may stand for the same value.
-    let distinct = || numbers.iter().map(|(_, number)| (coded.label)(*number)).collect::<HashSet<_>>().len();
-    comparison.is_overflowed(key) || numbers.len() > most && distinct() > most
+    let distinct_too_many = || {
+        let mut distinct = HashSet::new();
+        numbers.iter().any(|(_, number)| distinct.insert((coded.label)(*number)) && distinct.len() > most)
+    };
+    comparison.is_overflowed(key) || numbers.len() > most && distinct_too_many()
 }
 
 /// Adds the rows of an attribute.
@@ -367,6 +370,6 @@ fn counts(coded: &Coded<'_>, elements: Elements<'_>, attributes: &[Attribute<'_>
     counts
 }
 
-fn text(dictionary: &Dictionary, code: u32) -> LabelValue {
-    LabelValue::Text(dictionary.text(code).into())
+fn text(dictionary: &Dictionary, code: u32) -> LabelRef<'_> {
+    LabelRef::Text(dictionary.text(code))
 }

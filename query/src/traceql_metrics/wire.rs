@@ -13,7 +13,7 @@ use super::{
     error::MetricsError,
     exact::{ExactSum, Expansion},
     exemplars::Exemplar,
-    labels::{Group, LabelValue, SortKey},
+    labels::{Group, LabelRef, LabelValue, SortKey},
     partial::Partial,
     request::MetricsRequest,
 };
@@ -112,17 +112,18 @@ struct WireAttribute {
     #[prost(message, repeated, tag = "2")]
     totals: Vec<WireCounts>,
     #[prost(message, repeated, tag = "3")]
-    values: Vec<WireCompared>,
+    values: Vec<WireValue>,
     #[prost(bool, tag = "4")]
     overflowed: bool,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct WireCompared {
-    #[prost(message, optional, tag = "1")]
-    value: Option<WireValue>,
-    #[prost(message, repeated, tag = "2")]
-    sides: Vec<WireCounts>,
+    /// Number of the cells of each value.
+    #[prost(uint32, repeated, tag = "5")]
+    lengths: Vec<u32>,
+    /// Cells of the values, one value after the other: twice the interval, and one more inside of the selection.
+    #[prost(uint32, repeated, tag = "6")]
+    places: Vec<u32>,
+    /// Counts, one per cell.
+    #[prost(uint64, repeated, tag = "7")]
+    counts: Vec<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -221,6 +222,46 @@ fn from_wire_counts(counts: Option<&WireCounts>, intervals: usize) -> Result<Vec
     Ok(cells)
 }
 
+fn to_wire_attribute(key: &str, attribute: &Attribute, intervals: usize) -> WireAttribute {
+    let mut wire = WireAttribute {
+        key: key.to_owned(),
+        totals: attribute.totals.iter().map(|counts| to_wire_counts(counts)).collect(),
+        overflowed: attribute.overflowed,
+        ..WireAttribute::default()
+    };
+    for (value, counts) in attribute.values.iter(intervals) {
+        let begin = wire.places.len();
+        for (side, counts) in (0..).zip(counts.chunks_exact(intervals)) {
+            for (interval, count) in (0..).zip(counts).filter(|(_, count)| **count > 0) {
+                wire.places.push(2 * interval + side);
+                wire.counts.push(*count);
+            }
+        }
+        wire.values.push(to_wire(value));
+        wire.lengths.push((wire.places.len() - begin) as u32);
+    }
+    wire
+}
+
+fn from_wire_attribute(wire: &WireAttribute, intervals: usize) -> Result<Attribute, MetricsError> {
+    let side = |side: usize| from_wire_counts(wire.totals.get(side), intervals);
+    let mut attribute = Attribute { totals: [side(0)?, side(1)?], overflowed: wire.overflowed, ..Attribute::default() };
+    if wire.values.len() != wire.lengths.len() {
+        return Err(foreign("values and lengths differ in number"));
+    }
+    let mut cells = dense(&wire.places, &wire.counts, 2 * intervals)?;
+    for (value, length) in wire.values.iter().zip(&wire.lengths) {
+        let value = from_wire(value.clone());
+        let row = attribute.values.place(&LabelRef::from(&value), intervals, wire.values.len());
+        let row = row.ok_or_else(|| foreign("too many values"))?;
+        let counts = attribute.values.counts_mut(row, intervals);
+        for (place, count) in cells.by_ref().take(*length as usize) {
+            counts[place % 2 * intervals + place / 2] = *count;
+        }
+    }
+    Ok(attribute)
+}
+
 impl Partial {
     /// The partial result as bytes, for another process of the same release.
     pub fn encode(&self) -> Vec<u8> {
@@ -250,19 +291,7 @@ impl Partial {
             }
             wire
         };
-        let attribute = |(key, attribute): (&str, &Attribute)| WireAttribute {
-            key: key.to_owned(),
-            totals: attribute.totals.iter().map(|counts| to_wire_counts(counts)).collect(),
-            values: attribute
-                .values
-                .iter()
-                .map(|(value, sides)| WireCompared {
-                    value: Some(to_wire(value)),
-                    sides: sides.iter().map(|counts| to_wire_counts(counts)).collect(),
-                })
-                .collect(),
-            overflowed: attribute.overflowed,
-        };
+        let attribute = |(key, attribute)| to_wire_attribute(key, attribute, intervals);
         let exemplar = |(trace, exemplar): (TraceId, &Exemplar)| WireExemplar {
             trace_id: trace.0.to_vec(),
             group: exemplar.group.iter().map(to_wire).collect(),
@@ -316,14 +345,7 @@ impl Partial {
             read_group(&mut partial.groups.cells, at, intervals, &group)?;
         }
         for wire in wire.attributes {
-            let sides = |sides: &[WireCounts]| -> Result<[Vec<u64>; 2], MetricsError> {
-                Ok([from_wire_counts(sides.first(), intervals)?, from_wire_counts(sides.get(1), intervals)?])
-            };
-            let mut attribute = Attribute { totals: sides(&wire.totals)?, overflowed: wire.overflowed, ..Attribute::default() };
-            for WireCompared { value, sides: counts } in wire.values {
-                attribute.values.insert(from_wire(value.unwrap_or_default()), sides(&counts)?);
-            }
-            partial.comparison.insert(&wire.key, attribute);
+            partial.comparison.insert(&wire.key, from_wire_attribute(&wire, intervals)?);
         }
         for wire in wire.exemplars {
             if wire.keys.len() != wire.values.len() {
@@ -350,15 +372,17 @@ impl WirePartial {
         if offset == 0 {
             return Ok(());
         }
-        let counts = self.attributes.iter_mut().flat_map(|attribute| {
-            let values = attribute.values.iter_mut().flat_map(|value| &mut value.sides);
-            attribute.totals.iter_mut().chain(values).map(|counts| &mut counts.intervals)
-        });
-        for place in self.groups.iter_mut().map(|group| &mut group.intervals).chain(counts).flatten() {
-            if *place as usize >= limit {
+        let shift = |place: &mut u32, step: u32| {
+            if *place as usize >= limit * step as usize {
                 return Err(foreign("cell out of range"));
             }
-            *place = place.saturating_add(offset);
+            *place = place.saturating_add(offset.saturating_mul(step));
+            Ok(())
+        };
+        self.groups.iter_mut().flat_map(|group| &mut group.intervals).try_for_each(|place| shift(place, 1))?;
+        for attribute in &mut self.attributes {
+            attribute.totals.iter_mut().flat_map(|counts| &mut counts.intervals).try_for_each(|place| shift(place, 1))?;
+            attribute.places.iter_mut().try_for_each(|place| shift(place, 2))?;
         }
         Ok(())
     }
