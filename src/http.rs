@@ -192,6 +192,8 @@ pub(crate) fn router(admin: &Arc<Admin>, credentials: Option<Arc<Credentials>>) 
         .route("/status/overrides", get(status_overrides))
         .route("/status/overrides/{tenant}", get(status_overrides_tenant))
         .route("/status/{section}", get(status_section))
+        .route("/debug/pprof/", any(no_profiles))
+        .route("/debug/pprof/{*profile}", any(no_profiles))
         .route(&format!("{prefix}/status/usage-stats"), any(async || "usage-stats is not enabled\n"));
     // Only what is matched here: the API measures itself, and what it doesn't know.
     let operational = match &admin.request_metrics {
@@ -258,6 +260,11 @@ async fn connection(Shared(admin): Shared<Arc<Admin>>, request: Request, next: N
 /// none of those.
 async fn live() -> &'static str {
     "live\n"
+}
+
+/// Go's profiles are those of its runtime. What of them a process of another kind could have, profilers of the operating system tell better.
+async fn no_profiles() -> (StatusCode, &'static str) {
+    (StatusCode::NOT_FOUND, "there are no profiles here, this is not a Go process: use perf or another profiler of the operating system\n")
 }
 
 async fn ready(Shared(admin): Shared<Arc<Admin>>) -> Response {

@@ -8,10 +8,13 @@ use std::{
     },
 };
 
+use prost::Message as _;
 use storage::id::TraceId;
 use tonic::transport::Channel;
 
-use crate::contract::protocols::tempopb::{QueryRangeRequest, SearchRequest, streaming_querier_client::StreamingQuerierClient};
+use crate::contract::protocols::tempopb::{
+    QueryRangeRequest, SearchRequest, TraceByIdResponse, streaming_querier_client::StreamingQuerierClient,
+};
 use crate::harness::{
     client::{Client, spans},
     eventually, now_ns,
@@ -144,6 +147,12 @@ async fn what_was_acknowledged_is_found_once_at_every_moment_by_other_processes(
     let jobs = [&cluster.queriers[0], &cluster.queriers[1]];
     for querier in jobs {
         assert!(querier.client().metric("tempo_querier_worker_request_executed_total", &[]).await > 0.0, "one querier does nothing");
+        // What a frontend of Tempo asks.
+        let answer = querier.client().get_as(&format!("/querier/api/v2/traces/{}", trace(0)), "application/protobuf").await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let found = TraceByIdResponse::decode(answer.body).expect("a message").trace.expect("a trace");
+        let scopes = found.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
+        assert_eq!(scopes.map(|scope| scope.spans.len()).sum::<usize>(), 2);
     }
 }
 

@@ -40,6 +40,7 @@ use crate::{
     status::{Code, Status},
     tenants::{Active, Tenants, TooManyTenants},
     traces::{Batch, Refusals, Refused, Verdict},
+    usage::UsageTracker,
     wire,
 };
 
@@ -222,6 +223,7 @@ struct Inner {
     metrics: Metrics,
     tenants: Tenants<State>,
     scratches: Scratches,
+    usage: Option<UsageTracker>,
 }
 
 impl Debug for Distributor {
@@ -251,7 +253,16 @@ impl Distributor {
     ) -> Result<Self, prometheus::Error> {
         let tenants = Tenants::new(settings.max_tenants, settings.tenant_idle_period);
         let (metrics, scratches) = (Metrics::new(registry)?, Scratches::default());
-        Ok(Self(Arc::new(Inner { settings, sink, overrides, clock, metrics, tenants, scratches })))
+        Ok(Self(Arc::new(Inner { settings, sink, overrides, clock, metrics, tenants, scratches, usage: None })))
+    }
+
+    /// The distributor with a tracker of whose bytes tenants send. To be called before anything is pushed; afterwards it changes nothing.
+    #[must_use]
+    pub fn with_usage(mut self, usage: UsageTracker) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.usage = Some(usage);
+        }
+        self
     }
 
     /// Takes an encoded `ExportTraceServiceRequest`. Returns once what was accepted is durable.
@@ -390,6 +401,9 @@ impl Inner {
             otlp::index(&body, walk).map_err(|error| PushError { spans, refusal: Refusal::Malformed(error) })?;
         }
 
+        if let (Some(usage), Some(by)) = (&self.usage, &limits.cost_attribution) {
+            usage.observe(tenant, by, &body, now);
+        }
         batch.group(&walk.spans);
         self.observe(state, batch, now);
         match &self.sink {

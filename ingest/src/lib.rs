@@ -48,6 +48,7 @@ mod tenants;
 mod thrift;
 mod traces;
 mod unary;
+mod usage;
 mod wire;
 mod zipkin;
 
@@ -64,4 +65,5 @@ pub use replicator::{CallError, Replicator, ReplicatorSettings};
 pub use server::{Admit, Drained, ServerSettings};
 pub use tenants::TooManyTenants;
 pub use unary::Reply;
+pub use usage::{CostAttribution, UsageSettings, UsageTracker};
 pub use zipkin::{ZipkinSettings, zipkin};

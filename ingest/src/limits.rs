@@ -9,6 +9,8 @@ use parking_lot::RwLock;
 use storage::id::Tenant;
 use tokio::sync::watch;
 
+use crate::usage::CostAttribution;
+
 /// What a tenant may send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -28,6 +30,8 @@ pub struct Limits {
     pub max_attribute_bytes: usize,
     /// Whether refusals for too many bytes carry a hint when to come back (`ingestion.retry_info_enabled`).
     pub retry_info_enabled: bool,
+    /// What the tenant's bytes are attributed to, if the distributor does that (`cost_attribution`).
+    pub cost_attribution: Option<Arc<CostAttribution>>,
 }
 
 impl Limits {
@@ -41,6 +45,7 @@ impl Limits {
         max_bytes_per_trace: 0,
         max_attribute_bytes: 0,
         retry_info_enabled: false,
+        cost_attribution: None,
     };
 }
 
@@ -56,6 +61,7 @@ impl Default for Limits {
             max_bytes_per_trace: 5_000_000,
             max_attribute_bytes: 0,
             retry_info_enabled: true,
+            cost_attribution: None,
         }
     }
 }

@@ -27,7 +27,7 @@ mod duration;
 #[cfg(test)]
 mod tests;
 
-pub use api::{ApiSettings, BuildInfo, router, tenant_of};
-pub use engine::{Engine, Limits, Overrides, QueryError, Recent, RecentError, RecentSource, Settings, Units};
-pub use grpc::{recent_querier, streaming_querier};
-pub use metrics::{RequestMetrics, Slo, Slos};
+pub use api::{ApiSettings, BuildInfo, querier_router, router, tenant_of};
+pub use engine::{Engine, ExternalTraces, Limits, Overrides, QueryError, Recent, RecentError, RecentSource, Settings, Units};
+pub use grpc::{recent_metrics, recent_querier, streaming_querier};
+pub use metrics::{InFlight, RequestMetrics, Slo, Slos};

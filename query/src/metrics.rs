@@ -4,14 +4,19 @@ use std::{
     collections::HashSet,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use axum::{extract::MatchedPath, response::Response};
-use http::{Request, header};
+use axum::{body::Body, extract::MatchedPath, response::Response};
+use http::{HeaderMap, Request, header};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Frame};
 use parking_lot::Mutex;
-use prometheus::{CounterVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{
+    CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
+};
 use tower::{Layer, Service};
 
 /// Tenants with series of their own. Names come from clients, so their number is bounded; the rest share the label `other`.
@@ -25,6 +30,7 @@ pub(crate) struct Metrics {
     throughput: CounterVec,
     inspected: IntCounterVec,
     jobs: HistogramVec,
+    mcp_calls: IntCounterVec,
     tenants: Mutex<HashSet<String>>,
 }
 
@@ -72,16 +78,24 @@ impl Metrics {
         let jobs = HistogramOpts::new("tempo_query_frontend_jobs_per_query", "Jobs that queries are cut into.");
         let jobs = jobs.buckets((0..=6).map(|power| 10f64.powi(power)).collect());
         let jobs = HistogramVec::new(jobs, &["op"])?;
+        let mcp_calls =
+            IntCounterVec::new(Opts::new("tempo_query_frontend_mcp_calls_total", "Calls of tools of the MCP server, by tool."), &["tool"])?;
+        registry.register(Box::new(mcp_calls.clone()))?;
         registry.register(Box::new(jobs.clone()))?;
         registry.register(Box::new(queries.clone()))?;
         registry.register(Box::new(within_slo.clone()))?;
         registry.register(Box::new(throughput.clone()))?;
         registry.register(Box::new(inspected.clone()))?;
-        Ok(Self { queries, within_slo, throughput, inspected, jobs, tenants: Mutex::default() })
+        Ok(Self { queries, within_slo, throughput, inspected, jobs, mcp_calls, tenants: Mutex::default() })
     }
 
     pub(crate) fn inspected(&self, tenant: &str, op: Op, bytes: u64) {
         self.inspected.with_label_values(&[self.tenant_label(tenant), op.as_str()]).inc_by(bytes);
+    }
+
+    /// Counts a call of a tool, by one of a few names.
+    pub(crate) fn mcp_call(&self, tool: &'static str) {
+        self.mcp_calls.with_label_values(&[tool]).inc();
     }
 
     /// Takes down how many jobs a query is cut into.
@@ -205,7 +219,9 @@ impl Drop for Running {
     }
 }
 
-/// A tower layer that measures HTTP requests as `tempo_request_duration_seconds`, for an axum router with all its routes.
+/// A tower layer that measures HTTP requests, for an axum router with all its routes: how long they take (`tempo_request_duration_seconds`), how many
+/// there are (`tempo_inflight_requests`), and how large they and their answers are (`tempo_request_message_bytes`, `tempo_response_message_bytes`). A
+/// request that does not say how large it is counts as empty.
 ///
 /// The label `route` is the path template of the route with every run of other characters than letters and digits replaced by `_`
 /// (`/api/traces/{traceID}` is `api_traces_traceid`), `root` for `/`, `notfound` without a route. A handler whose template says too little
@@ -213,6 +229,43 @@ impl Drop for Running {
 #[derive(Clone, Debug)]
 pub struct RequestMetrics {
     duration: HistogramVec,
+    inflight: IntGaugeVec,
+    request_bytes: HistogramVec,
+    response_bytes: HistogramVec,
+    calls: Arc<Mutex<HashSet<String>>>,
+}
+
+/// Methods of gRPC with series of their own while they run. Clients may invent them; the rest share the label `other`.
+const MAX_CALLS: usize = 64;
+
+/// A request that is being answered, until it is dropped. Then the sizes of its messages are taken down.
+#[derive(Debug)]
+pub struct InFlight {
+    gauge: IntGauge,
+    request: Histogram,
+    response: Histogram,
+    request_bytes: usize,
+    response_bytes: usize,
+}
+
+impl InFlight {
+    /// So many more bytes came.
+    pub fn received(&mut self, bytes: usize) {
+        self.request_bytes += bytes;
+    }
+
+    /// So many more bytes are on their way back.
+    pub fn answered(&mut self, bytes: usize) {
+        self.response_bytes += bytes;
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.gauge.dec();
+        self.request.observe(self.request_bytes as f64);
+        self.response.observe(self.response_bytes as f64);
+    }
 }
 
 /// What a response is counted under, in place of its route's template.
@@ -220,7 +273,7 @@ pub struct RequestMetrics {
 pub struct RouteName(pub String);
 
 impl RequestMetrics {
-    /// Registers the histogram.
+    /// Registers the metrics.
     ///
     /// # Errors
     /// A metric of the same name is registered already.
@@ -229,8 +282,35 @@ impl RequestMetrics {
         let options =
             HistogramOpts::new("tempo_request_duration_seconds", "Time (in seconds) spent serving HTTP requests.").buckets(buckets);
         let duration = HistogramVec::new(options, &["method", "route", "status_code", "ws"])?;
+        let inflight = Opts::new("tempo_inflight_requests", "Requests that are being answered.");
+        let inflight = IntGaugeVec::new(inflight, &["method", "route"])?;
+        let bytes = |name: &str, help: &str| {
+            let options = HistogramOpts::new(name, help).buckets(exponential_buckets(4.0, 4.0, 15)?);
+            HistogramVec::new(options, &["method", "route"])
+        };
+        let request_bytes = bytes("tempo_request_message_bytes", "Size (in bytes) of messages received in requests.")?;
+        let response_bytes = bytes("tempo_response_message_bytes", "Size (in bytes) of messages sent in answers.")?;
         registry.register(Box::new(duration.clone()))?;
-        Ok(Self { duration })
+        registry.register(Box::new(inflight.clone()))?;
+        registry.register(Box::new(request_bytes.clone()))?;
+        registry.register(Box::new(response_bytes.clone()))?;
+        Ok(Self { duration, inflight, request_bytes, response_bytes, calls: Arc::default() })
+    }
+
+    fn begin(&self, method: &str, route: &str) -> InFlight {
+        let labels = [method, route];
+        let gauge = self.inflight.with_label_values(&labels);
+        gauge.inc();
+        let (request, response) = (self.request_bytes.with_label_values(&labels), self.response_bytes.with_label_values(&labels));
+        InFlight { gauge, request, response, request_bytes: 0, response_bytes: 0 }
+    }
+
+    /// A gRPC call begins.
+    pub fn begin_grpc(&self, method: &str) -> InFlight {
+        let mut calls = self.calls.lock();
+        let is_known = calls.contains(method) || (calls.len() < MAX_CALLS && calls.insert(method.to_owned()));
+        drop(calls);
+        self.begin("gRPC", if is_known { method } else { "other" })
     }
 
     /// Counts a gRPC call that has ended. `method` must be one that exists, `status` is `success`, `error` or `cancel`.
@@ -274,6 +354,8 @@ where
         let websocket = request.headers().get(header::UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
         let route = request.extensions().get::<MatchedPath>().map_or_else(|| "notfound".to_owned(), |path| route_name(path.as_str()));
         let duration = self.metrics.duration.clone();
+        let mut running = self.metrics.begin(method, &route);
+        running.received(length(request.headers()).unwrap_or_default());
         let response = self.inner.call(request);
         Box::pin(async move {
             let response = response.await?;
@@ -281,9 +363,23 @@ where
             let websocket = if websocket { "true" } else { "false" };
             let status = response.status();
             duration.with_label_values(&[method, route.as_str(), status.as_str(), websocket]).observe(started.elapsed().as_secs_f64());
-            Ok(response)
+            // What is there is passed on as it is; a stream is counted as it goes.
+            if let Some(bytes) = response.body().size_hint().exact() {
+                running.answered(usize::try_from(bytes).unwrap_or(usize::MAX));
+                return Ok(response);
+            }
+            let counting = move |frame: Frame<bytes::Bytes>| {
+                running.answered(frame.data_ref().map_or(0, bytes::Bytes::len));
+                frame
+            };
+            Ok(response.map(|body| Body::new(body.map_frame(counting))))
         })
     }
+}
+
+/// What a message says of its length.
+fn length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Clients may invent methods; those share a label.

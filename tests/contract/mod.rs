@@ -5,6 +5,7 @@
 //! the server but the format. Traces are cut into blocks while the tests run, so every query may meet them on either side or between.
 
 mod drilldown;
+mod interop;
 mod metrics;
 mod query_tool;
 mod refusals;

@@ -127,3 +127,27 @@ query_frontend:
     let several = server.client().with_tenant("shop|audit").get(&format!("/tempo/api/v2/traces/{CHECKOUT_ID}")).await.expect("an answer");
     assert_eq!((several.status, several.text().as_str()), (400, "multiple org IDs present"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn profiles_of_go_are_not_there() {
+    let fixture = Fixture::get().await;
+    for path in ["/debug/pprof/", "/debug/pprof/cmdline", "/debug/pprof/profile?seconds=1", "/debug/pprof/heap"] {
+        let answer = fixture.server.client().get(path).await.expect("an answer");
+        assert!(
+            answer.status == 404 && answer.text().starts_with("there are no profiles here"),
+            "{path}: {} {}",
+            answer.status,
+            answer.text()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_that_nobody_knows_are_not_found() {
+    let fixture = Fixture::get().await;
+    for path in ["/api/metrics/summary?q=%7B%7D", "/api/nothing", "/api/traces/", "/api/search/tag/name/value", "/api/mcp"] {
+        let answer = fixture.client().get(path).await.expect("an answer");
+        assert_eq!((answer.status, answer.text().as_str()), (404, "404 page not found\n"), "{path}");
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff");
+    }
+}

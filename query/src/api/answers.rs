@@ -150,20 +150,7 @@ impl Api {
     /// Answers `/api/v2/traces/{traceID}`.
     pub(crate) async fn trace(&self, asked: &Asked, id: &str) -> Result<proto::TraceByIdResponse, ApiError> {
         let found = self.find(asked, id).await?;
-        let (status, message) = if found.truncated {
-            let message = format!("Trace exceeds maximum size of {} bytes, a partial trace is returned", found.max_bytes);
-            (proto::PartialStatus::Partial, message)
-        } else if found.incomplete {
-            (proto::PartialStatus::Partial, format!("Recent spans may be missing: {}", engine::INCOMPLETE))
-        } else {
-            (proto::PartialStatus::Complete, String::new())
-        };
-        Ok(proto::TraceByIdResponse {
-            trace: Some(TracesData { resource_spans: found.resource_spans }),
-            metrics: Some(proto::TraceByIdMetrics { inspected_bytes: found.inspected_bytes }),
-            status: status.into(),
-            message,
-        })
+        Ok(show_trace(found))
     }
 
     /// Answers `/api/search`.
@@ -215,7 +202,7 @@ impl Api {
     }
 
     /// What names are asked for; nothing beside those that are known without looking, if the scope says so.
-    fn names_query(&self, asked: &Asked, with_filter: bool) -> Result<(ScopeParam, Option<NamesRequest>), ApiError> {
+    pub(super) fn names_query(&self, asked: &Asked, with_filter: bool) -> Result<(ScopeParam, Option<NamesRequest>), ApiError> {
         let scope = params::scope(&asked.params)?;
         let range = self.range(asked)?;
         let only = match scope {
@@ -228,7 +215,7 @@ impl Api {
         Ok((scope, Some(NamesRequest { scope: only, filter, range, max_per_scope, max_stale })))
     }
 
-    async fn names(&self, asked: &Asked, query: Option<NamesRequest>) -> Result<engine::Tags, ApiError> {
+    pub(super) async fn names(&self, asked: &Asked, query: Option<NamesRequest>) -> Result<engine::Tags, ApiError> {
         let Some(query) = query else { return Ok(nothing()) };
         let query = self.engine.tag_names(&asked.tenants, query);
         self.count(&asked.tenants, Op::Metadata, |tags| tags.inspected_bytes, query).await
@@ -334,12 +321,30 @@ impl Api {
     }
 }
 
+/// A trace, and why it is not whole, if it isn't.
+pub(super) fn show_trace(found: FoundTrace) -> proto::TraceByIdResponse {
+    let (status, message) = if found.truncated {
+        let message = format!("Trace exceeds maximum size of {} bytes, a partial trace is returned", found.max_bytes);
+        (proto::PartialStatus::Partial, message)
+    } else if found.incomplete {
+        (proto::PartialStatus::Partial, format!("Recent spans may be missing: {}", engine::INCOMPLETE))
+    } else {
+        (proto::PartialStatus::Complete, String::new())
+    };
+    proto::TraceByIdResponse {
+        trace: Some(TracesData { resource_spans: found.resource_spans }),
+        metrics: Some(proto::TraceByIdMetrics { inspected_bytes: found.inspected_bytes }),
+        status: status.into(),
+        message,
+    }
+}
+
 /// Nothing was looked for.
 fn nothing() -> engine::Tags {
     engine::Tags { is_whole: true, ..engine::Tags::default() }
 }
 
-fn show_names(scope: ScopeParam, limit: usize, tags: engine::Tags) -> proto::SearchTagsResponse {
+pub(super) fn show_names(scope: ScopeParam, limit: usize, tags: engine::Tags) -> proto::SearchTagsResponse {
     let mut tag_names: Vec<String> = match scope {
         ScopeParam::Intrinsic => intrinsics(),
         ScopeParam::All | ScopeParam::Only(_) | ScopeParam::Trace => tags.groups.into_values().flatten().collect(),
@@ -356,7 +361,7 @@ fn show_names(scope: ScopeParam, limit: usize, tags: engine::Tags) -> proto::Sea
     proto::SearchTagsResponse { tag_names, metrics: metadata(tags.inspected_bytes) }
 }
 
-fn show_names_by_scope(scope: ScopeParam, tags: engine::Tags) -> proto::SearchTagsV2Response {
+pub(super) fn show_names_by_scope(scope: ScopeParam, tags: engine::Tags) -> proto::SearchTagsV2Response {
     let group = |name: &str, tags: Vec<String>| proto::SearchTagsV2Scope { name: name.to_owned(), tags };
     let mut scopes: Vec<_> = tags.groups.into_iter().map(|(scope, names)| group(scope, names.into_iter().collect())).collect();
     if tags.is_whole && matches!(scope, ScopeParam::All | ScopeParam::Intrinsic) {

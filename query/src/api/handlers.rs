@@ -23,8 +23,8 @@ use crate::{
     metrics::RouteName,
 };
 
-/// Longest body of a search.
-const MAX_BODY_BYTES: usize = 1 << 20;
+/// Longest body of a search, or of a message.
+pub(super) const MAX_BODY_BYTES: usize = 1 << 20;
 
 pub(super) async fn echo() -> Response {
     let mut response = Response::new(Body::from("echo\n"));
@@ -83,7 +83,7 @@ pub(super) async fn search(State(api): State<Arc<Api>>, request: Request) -> Res
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
-fn unreadable(error: axum::Error) -> ApiError {
+pub(super) fn unreadable(error: axum::Error) -> ApiError {
     use std::error::Error as _;
     if error.source().is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
         return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "http: request body too large");
@@ -124,17 +124,17 @@ pub(super) async fn values_v2(State(api): State<Arc<Api>>, Path(rest): Path<Stri
 }
 
 /// The tag of a path that ends in `/values`.
-fn tag_of(rest: &str) -> Option<&str> {
+pub(super) fn tag_of(rest: &str) -> Option<&str> {
     rest.strip_suffix("/values").or((rest == "values").then_some(""))
 }
 
-fn not_found() -> Response {
+pub(super) fn not_found() -> Response {
     let mut response = ApiError::early(StatusCode::NOT_FOUND, "404 page not found").into_response();
     response.extensions_mut().insert(RouteName("notfound".to_owned()));
     response
 }
 
-fn named(mut response: Response, api: &Api, template: &str) -> Response {
+pub(super) fn named(mut response: Response, api: &Api, template: &str) -> Response {
     let name = crate::metrics::route_name(&format!("{}{template}", api.settings.http_api_prefix));
     response.extensions_mut().insert(RouteName(name));
     response

@@ -122,6 +122,7 @@ pub(super) fn request(
         exemplars: u32::try_from(params.lenient("exemplars")).unwrap_or(u32::MAX),
         max_series: u32::try_from(params.lenient("maxSeries")).unwrap_or(u32::MAX),
         instant: kind == Kind::Instant,
+        aligned: false,
     };
     // Refused before the end is held back: a range that makes sense is not refused because it is new.
     let as_asked = MetricsRequest::new(Arc::clone(&query), asked, settings.metrics).map_err(|error| refuse(&error))?;
@@ -142,6 +143,23 @@ pub(super) fn request(
         Kind::Instant => asked.end = newest,
     }
     MetricsRequest::new(query, asked, settings.metrics).map_err(|error| refuse(&error))
+}
+
+/// What the parameters of a part of a metrics query ask for, which whoever cut the query has checked and aligned.
+pub(super) fn part_request(params: &Params, settings: &ApiSettings) -> Result<MetricsRequest, ApiError> {
+    let required =
+        |name: &str| time(params, name)?.filter(|time| *time > 0).ok_or_else(|| ApiError::bad_request(format!("{name} required")));
+    let query = query(params, settings.max_query_bytes)?;
+    let asked = traceql_metrics::Asked {
+        start: required("start")?,
+        end: required("end")?,
+        step: Some(step(params)?.filter(|step| *step > 0).ok_or_else(|| ApiError::bad_request("step required"))?),
+        exemplars: u32::try_from(params.lenient("exemplars")).unwrap_or(u32::MAX),
+        max_series: u32::try_from(params.lenient("maxSeries")).unwrap_or(u32::MAX),
+        instant: params.get("instant") == Some("true"),
+        aligned: true,
+    };
+    MetricsRequest::new(query, asked, settings.metrics).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
 fn query(params: &Params, max_bytes: usize) -> Result<Arc<traceql::Query>, ApiError> {
@@ -183,7 +201,7 @@ fn parse_time(text: &str) -> Option<u64> {
 }
 
 /// `2023-11-14T22:13:20Z`, with or without a fraction, `Z` or an offset.
-fn parse_rfc3339(text: &str) -> Option<u64> {
+pub(super) fn parse_rfc3339(text: &str) -> Option<u64> {
     let number = |from: usize, to: usize| -> Option<i64> {
         let digits = text.get(from..to)?;
         digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?

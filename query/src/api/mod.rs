@@ -16,8 +16,10 @@ mod compress;
 pub(crate) mod error;
 mod format;
 mod handlers;
+mod jobs;
 mod json;
 mod llm;
+mod mcp;
 mod metrics;
 pub(crate) mod params;
 pub(crate) mod tenant;
@@ -39,6 +41,7 @@ use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, TracesData};
 use regex::Regex;
 use serde::Serialize;
 
+pub use self::jobs::querier_router;
 use self::{answers::Api, error::ApiError, json::ToJson};
 use crate::{engine::Engine, metrics::Slos, proto, traceql_metrics::MetricsLimits};
 
@@ -79,6 +82,8 @@ pub struct ApiSettings {
     pub max_metrics_duration: Duration,
     /// Bounds of metrics queries.
     pub metrics: MetricsLimits,
+    /// Whether language models may ask at `/api/mcp`.
+    pub mcp_enabled: bool,
     /// How fast queries should be.
     pub slos: Slos,
     /// Shown at `/api/status/buildinfo`.
@@ -105,6 +110,7 @@ impl Default for ApiSettings {
             max_packet_bytes: 2 << 20,
             max_metrics_duration: Duration::from_secs(24 * 3600),
             metrics: MetricsLimits::default(),
+            mcp_enabled: false,
             slos: Slos::default(),
             build: BuildInfo::default(),
         }
@@ -129,27 +135,26 @@ pub struct BuildInfo {
     pub go_version: String,
 }
 
-/// The routes below `/api`. `/ready`, `/status` and `/metrics` are the binary's.
+/// The routes below `/api`, and what is said of paths that nobody knows. `/ready`, `/status` and `/metrics` are the binary's.
 pub fn router(engine: Arc<Engine>, settings: ApiSettings) -> Router {
     let prefix = match settings.http_api_prefix.trim_matches('/') {
         "" => String::new(),
         prefix => format!("/{prefix}"),
     };
-    // What Tempo's queriers answer on paths of their own is what the engine answers, for one tenant at a time.
-    let internal = ApiSettings { multi_tenant_queries_enabled: false, http_api_prefix: format!("/querier{prefix}"), ..settings.clone() };
-    let api = Arc::new(Api { engine: Arc::clone(&engine), settings });
+    let api = Arc::new(Api { engine, settings });
     let path = |path: &str| format!("{prefix}{path}");
     let own = Router::new()
         .route(&path("/api/echo"), any(handlers::echo))
         .route(&path("/api/status/buildinfo"), get(handlers::build_info))
+        .fallback(async || handlers::not_found())
         .with_state(Arc::clone(&api));
-    queries(&prefix, api).merge(queries(&internal.http_api_prefix.clone(), Arc::new(Api { engine, settings: internal }))).merge(own)
+    queries(&prefix, api).merge(own)
 }
 
 /// The routes of all queries.
 fn queries(prefix: &str, api: Arc<Api>) -> Router {
     let path = |path: &str| format!("{prefix}{path}");
-    Router::new()
+    let queries = Router::new()
         .route(&path("/api/traces/{traceID}"), any(handlers::trace_v1))
         .route(&path("/api/v2/traces/{traceID}"), any(handlers::trace_v2))
         .route(&path("/api/search"), any(handlers::search))
@@ -159,10 +164,9 @@ fn queries(prefix: &str, api: Arc<Api>) -> Router {
         .route(&path("/api/v2/search/tags"), any(handlers::tags_v2))
         // A tag may contain slashes, and `/values` ends the path, which no template of the router can say.
         .route(&path("/api/search/tag/{*rest}"), any(handlers::values_v1))
-        .route(&path("/api/v2/search/tag/{*rest}"), any(handlers::values_v2))
-        .layer(middleware::from_fn_with_state(Arc::clone(&api), guard))
-        .layer(middleware::from_fn(compress::gzip))
-        .with_state(api)
+        .route(&path("/api/v2/search/tag/{*rest}"), any(handlers::values_v2));
+    let queries = if api.settings.mcp_enabled { queries.route(&path("/api/mcp"), any(mcp::serve)) } else { queries };
+    queries.layer(middleware::from_fn_with_state(Arc::clone(&api), guard)).layer(middleware::from_fn(compress::gzip)).with_state(api)
 }
 
 /// What holds for all queries: the deny list and the time limit.

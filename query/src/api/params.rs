@@ -68,7 +68,7 @@ impl Params {
     }
 }
 
-fn number_error(text: &str) -> &'static str {
+pub(super) fn number_error(text: &str) -> &'static str {
     let digits = text.strip_prefix('+').unwrap_or(text);
     if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) { "value out of range" } else { "invalid syntax" }
 }

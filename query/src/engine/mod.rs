@@ -35,6 +35,7 @@ pub mod memory;
 mod metrics;
 mod newest;
 mod open_blocks;
+pub(crate) mod part;
 pub(crate) mod plan;
 mod recent;
 mod search;
@@ -43,7 +44,7 @@ mod tags;
 mod trace;
 mod units;
 
-use std::{fmt::Debug, sync::Arc, time::Duration};
+use std::{fmt::Debug, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
 use prometheus::Registry;
@@ -65,7 +66,7 @@ pub use self::{
     stream::Streaming,
     tags::{NamesRequest, TagName, TagScope, Tags, TextIntrinsic, ValuesRequest},
     trace::{FoundTrace, TraceRequest},
-    units::{RecentSource, Units},
+    units::{ExternalError, ExternalTraces, RecentSource, Units},
 };
 use crate::{
     job::{Answer, Job, QueryId, Runner},
@@ -98,6 +99,8 @@ pub struct Settings {
     pub trace_shards: usize,
     /// Most of these at a time; 0 means all.
     pub concurrent_shards: usize,
+    /// Whether traces are looked up in a store that is not ours, too.
+    pub external_traces: bool,
     /// Most point reads (one trace in one block) at a time, over all queries.
     pub concurrent_reads: usize,
     /// Most scans at a time, over all queries. Each holds a decoded row group, so this bounds memory; about one per CPU.
@@ -129,6 +132,7 @@ impl Default for Settings {
             metrics_concurrent_jobs: 1000,
             trace_shards: 50,
             concurrent_shards: 0,
+            external_traces: false,
             concurrent_reads: 400,
             concurrent_scans: 2,
             open_blocks: 512,
@@ -264,6 +268,12 @@ pub enum QueryError {
         /// What went wrong.
         cause: String,
     },
+    /// The store that is not ours has no answer.
+    #[error("external endpoint: {cause}")]
+    External {
+        /// What went wrong.
+        cause: String,
+    },
     /// A job failed in another process.
     #[error("{}", .0.message)]
     Remote(RemoteError),
@@ -289,7 +299,7 @@ impl QueryError {
             Self::TraceTooLarge { .. } => 422,
             Self::TooManyBytes { .. } | Self::TooMuchMemory { .. } | Self::AnswerTooLarge { .. } | Self::Execution(_) => 400,
             Self::Recent(_) | Self::Segment { .. } | Self::Block(_) | Self::BlockGone { .. } | Self::Worker { .. } => 500,
-            Self::MemoryExhausted { .. } | Self::Transport { .. } => 500,
+            Self::MemoryExhausted { .. } | Self::Transport { .. } | Self::External { .. } => 500,
             Self::Remote(error) => error.status,
         }
     }
@@ -297,7 +307,7 @@ impl QueryError {
     /// Whether the same job may succeed when it is tried again.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Recent(_) | Self::Worker { .. } | Self::Transport { .. } | Self::MemoryExhausted { .. } => true,
+            Self::Recent(_) | Self::Worker { .. } | Self::Transport { .. } | Self::External { .. } | Self::MemoryExhausted { .. } => true,
             Self::Block(error) => matches!(error.as_ref(), BlockError::Store { .. }),
             Self::Remote(error) => error.retryable,
             _ => false,
@@ -332,15 +342,17 @@ impl TimeRange {
     }
 }
 
-/// Plans queries and combines what their jobs found. See the module documentation.
-#[derive(Debug)]
+/// Plans queries and combines what their jobs found. See the module documentation. Clones share everything.
+#[derive(Clone, Debug)]
 pub struct Engine {
     settings: Settings,
     blocklist: Blocklist,
+    /// The blocks of the list that it knows; all if absent.
+    ids: Option<RangeInclusive<BlockId>>,
     runner: Arc<dyn Runner>,
     clock: Arc<dyn Clock>,
     overrides: Arc<dyn Overrides>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     /// For what jobs answered.
     answers: Pool,
 }
@@ -377,8 +389,8 @@ impl Engine {
         registry: &Registry,
     ) -> prometheus::Result<Self> {
         let answers = Pool::new(settings.memory_bytes / ANSWERS, settings.memory_bytes_per_query / ANSWERS, "answers", registry)?;
-        let (overrides, metrics) = (Arc::new(Limits::default()), Metrics::new(registry)?);
-        Ok(Self { settings, blocklist, runner, clock, overrides, metrics, answers })
+        let (overrides, metrics) = (Arc::new(Limits::default()), Arc::new(Metrics::new(registry)?));
+        Ok(Self { settings, blocklist, ids: None, runner, clock, overrides, metrics, answers })
     }
 
     /// The engine with limits per tenant.
@@ -408,7 +420,16 @@ impl Engine {
 
     /// The blocks as they are listed now. Recent data may be asked for before or afterwards, see [`plan::Snapshot`].
     pub(crate) fn snapshot(&self, tenants: &[Tenant], range: Option<TimeRange>) -> plan::Snapshot {
-        plan::Snapshot::new(&self.blocklist, tenants, range)
+        let mut snapshot = plan::Snapshot::new(&self.blocklist, tenants, range);
+        if let Some(ids) = &self.ids {
+            snapshot.retain(ids);
+        }
+        snapshot
+    }
+
+    /// The description of a block, if it is on the list.
+    pub(crate) fn listed(&self, tenant: &Tenant, block: BlockId) -> Option<Arc<Meta>> {
+        self.blocklist.blocks(tenant).iter().find(|meta| meta.block_id == block).cloned()
     }
 
     /// For running the jobs of one query.

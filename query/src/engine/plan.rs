@@ -1,6 +1,6 @@
 //! Which blocks a query reads, and how they are cut into jobs.
 
-use std::{cell::OnceCell, collections::HashSet, sync::Arc};
+use std::{cell::OnceCell, collections::HashSet, ops::RangeInclusive, sync::Arc};
 
 use storage::{
     block::Meta,
@@ -64,6 +64,11 @@ impl Snapshot {
             let live = self.listed.iter().flat_map(|stages| stages.live.iter().map(|meta| meta.block_id));
             live.chain(self.listed.iter().flat_map(|stages| stages.compacted.iter().map(|compacted| compacted.meta.block_id))).collect()
         })
+    }
+
+    /// Reads no blocks but those with ids between two.
+    pub(crate) fn retain(&mut self, ids: &RangeInclusive<BlockId>) {
+        self.blocks.retain(|meta| ids.contains(&meta.block_id));
     }
 
     /// The blocks, newest first.

@@ -14,7 +14,7 @@ use super::{
     wrong_kind,
 };
 use crate::{
-    job::{Answer, Job, Recency, TraceAnswer, TraceJob},
+    job::{Answer, ExternalJob, Job, Recency, TraceAnswer, TraceJob},
     metrics::Op,
 };
 
@@ -28,6 +28,13 @@ pub struct TraceRequest {
     pub id: TraceId,
     /// Which blocks are opened; all when absent. Recent data is looked at in any case, and spans are not filtered.
     pub range: Option<TimeRange>,
+}
+
+impl TraceRequest {
+    fn external(&self, max_bytes: usize) -> ExternalJob {
+        let TimeRange { start, end } = self.range.unwrap_or(TimeRange { start: 0, end: u64::MAX });
+        ExternalJob { id: self.id, start, end: if end == u64::MAX { 0 } else { end }, max_bytes }
+    }
 }
 
 /// A trace, or as much of it as the tenant's limit allows.
@@ -51,18 +58,33 @@ impl Engine {
     /// # Errors
     /// Some part of the data cannot be read in time.
     pub async fn trace(&self, tenants: &[Tenant], request: TraceRequest) -> Result<FoundTrace, QueryError> {
+        let mut found = self.stored_trace(tenants, request).await?;
+        combine::separate_shared_ids(&mut found.resource_spans);
+        combine::complete(&mut found.resource_spans);
+        Ok(found)
+    }
+
+    /// Looks a trace up, and shows it as it is stored, for whoever has other parts of it.
+    pub(crate) async fn stored_trace(&self, tenants: &[Tenant], request: TraceRequest) -> Result<FoundTrace, QueryError> {
         let max_bytes = self.max_bytes_per_trace(tenants);
         let found = self.on_one_list(self.settings.trace_timeout, || self.whole_trace(tenants, request, max_bytes)).await?;
-        let mut resource_spans = found.resource_spans;
-        combine::separate_shared_ids(&mut resource_spans);
-        combine::complete(&mut resource_spans);
         Ok(FoundTrace {
-            resource_spans,
+            resource_spans: found.resource_spans,
             truncated: found.truncated,
             max_bytes,
             inspected_bytes: found.inspected_bytes,
             incomplete: found.recent.incomplete,
         })
+    }
+
+    /// Looks a trace up in the store that is not ours, and nowhere else.
+    pub(crate) async fn external_trace(&self, tenant: &Tenant, request: TraceRequest) -> Result<FoundTrace, QueryError> {
+        let max_bytes = self.limits(tenant).max_bytes_per_trace;
+        let Answer::Trace(found) = self.begin().run(tenant, Job::ExternalTrace(request.external(max_bytes))).await? else {
+            return Err(wrong_kind());
+        };
+        let TraceAnswer { resource_spans, truncated, inspected_bytes, .. } = found;
+        Ok(FoundTrace { resource_spans, truncated, max_bytes, inspected_bytes, incomplete: false })
     }
 
     /// The largest limit of the tenants; 0 when one of them has none.
@@ -97,8 +119,14 @@ impl Engine {
         let most = if self.settings.concurrent_shards == 0 { usize::MAX } else { self.settings.concurrent_shards };
         let mut charge = self.charge();
         let mut running = query.in_order(most);
+        if self.settings.external_traces {
+            for tenant in tenants {
+                running.begin(tenant.clone(), Job::ExternalTrace(request.external(max_bytes)));
+            }
+        }
         let shards = shards(snapshot.blocks(), self.settings.trace_shards.saturating_sub(1));
-        self.metrics.jobs(Op::Traces, shards.len() + tenants.len());
+        let external = if self.settings.external_traces { tenants.len() } else { 0 };
+        self.metrics.jobs(Op::Traces, shards.len() + tenants.len() + external);
         let mut shards = shards.into_iter();
         while !combiner.is_truncated() && !truncated {
             while running.has_room()

@@ -52,7 +52,7 @@ pub(crate) fn key(tenant: &Tenant, job: &Job) -> Option<String> {
             _ = write!(hash, "{}\0{:?}\0{:?}", job.request.query(), job.request.asked(), job.request.limits());
             ("qr", part)
         }
-        Job::Trace(_) | Job::Examine(_) => return None,
+        Job::Trace(_) | Job::ExternalTrace(_) | Job::Examine(_) => return None,
     };
     let groups = part.row_groups.end - part.row_groups.start;
     Some(format!("{prefix}:{}:{:x}:{}:{}:{groups}", tenant.as_str(), hash.0, part.meta.block_id, part.row_groups.start))

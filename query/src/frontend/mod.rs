@@ -11,13 +11,14 @@
 //!
 //! **The wire.** The service `frontend.Frontend` and the messages of `httpgrpc` are Tempo's: streams, question for the name, single requests
 //! and batches, one answer per message, farewell. What the requests say is ours (`POST /querier/rubato/job` with a [`Job`] as body), so a
-//! querier of Tempo can connect but not answer, and our querier cannot answer Tempo's frontend: it says 404 to any other URL, and so does
-//! Tempo's to ours. Frontends and queriers must be of one release.
+//! querier of Tempo can connect but not answer: it says 404. Our querier answers Tempo's frontend with what it has below `/querier`
+//! ([`crate::querier_router`]). Our frontends and queriers must be of one release.
 
 mod cache;
 mod metrics;
 mod queue;
 mod service;
+mod weight;
 
 use std::{
     sync::Arc,
@@ -29,12 +30,12 @@ use prometheus::Registry;
 use storage::{cache::Cache, id::Tenant};
 use tokio::sync::{Semaphore, oneshot};
 
-pub use self::service::FrontendService;
 pub(crate) use self::service::{JOB_URL, OUTCOME_TYPE, QUERY_HEADER};
 use self::{
     metrics::Metrics,
     queue::{Batch, Entry, Full, Queue},
 };
+pub use self::{service::FrontendService, weight::Weights};
 use crate::{
     engine::QueryError,
     job::{Answer, Job, QueryId, Runner},
@@ -51,11 +52,13 @@ pub struct Settings {
     pub max_batch_size: usize,
     /// A job that has no answer after this time is given to a second worker; `None` never does.
     pub hedge_after: Option<Duration>,
+    /// How jobs are weighed against `max_batch_size`.
+    pub weights: Weights,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_outstanding_per_tenant: 20_000, max_tries: 2, max_batch_size: 7, hedge_after: None }
+        Self { max_outstanding_per_tenant: 20_000, max_tries: 2, max_batch_size: 7, hedge_after: None, weights: Weights::default() }
     }
 }
 
@@ -73,16 +76,14 @@ pub struct Frontend {
 struct Request {
     query: QueryId,
     job: Job,
+    weight: usize,
     since: Instant,
     reply: oneshot::Sender<Result<Answer, QueryError>>,
 }
 
 impl Entry for Request {
     fn weight(&self) -> usize {
-        match self.job {
-            Job::Trace(_) | Job::Examine(_) => 2,
-            Job::Candidates(_) | Job::Tags(_) | Job::Metrics(_) => 1,
-        }
+        self.weight
     }
 
     fn is_cancelled(&self) -> bool {
@@ -154,10 +155,16 @@ impl Frontend {
     }
 
     /// Puts a job into the queue.
-    fn enqueue(&self, query: QueryId, tenant: &Tenant, job: Job) -> Result<oneshot::Receiver<Result<Answer, QueryError>>, QueryError> {
+    fn enqueue(
+        &self,
+        query: QueryId,
+        tenant: &Tenant,
+        job: Job,
+        weight: usize,
+    ) -> Result<oneshot::Receiver<Result<Answer, QueryError>>, QueryError> {
         let (reply, answer) = oneshot::channel();
         let label = self.metrics.tenant(tenant.as_str());
-        match self.queue.push(tenant, Request { query, job, since: Instant::now(), reply }) {
+        match self.queue.push(tenant, Request { query, job, weight, since: Instant::now(), reply }) {
             Ok(length) => {
                 self.metrics.queue_length.with_label_values(&[label]).set(i64::try_from(length).unwrap_or(i64::MAX));
                 Ok(answer)
@@ -177,13 +184,13 @@ impl Frontend {
     }
 
     /// Runs a job once; a second time at the same time if it takes long.
-    async fn once(&self, query: QueryId, tenant: &Tenant, job: &Job) -> Result<Answer, QueryError> {
-        let mut first = self.enqueue(query, tenant, job.clone())?;
+    async fn once(&self, query: QueryId, tenant: &Tenant, job: &Job, weight: usize) -> Result<Answer, QueryError> {
+        let mut first = self.enqueue(query, tenant, job.clone(), weight)?;
         let Some(after) = self.settings.hedge_after else { return received(first.await) };
         if let Ok(outcome) = tokio::time::timeout(after, &mut first).await {
             return received(outcome);
         }
-        let Ok(mut second) = self.enqueue(query, tenant, job.clone()) else { return received(first.await) };
+        let Ok(mut second) = self.enqueue(query, tenant, job.clone(), weight) else { return received(first.await) };
         let (outcome, other) = tokio::select! {
             outcome = &mut first => (received(outcome), second),
             outcome = &mut second => (received(outcome), first),
@@ -207,11 +214,13 @@ impl Runner for Frontend {
             }
         }
         let mut tries = 1;
+        let mut weight = self.settings.weights.of(&job);
         let outcome = loop {
-            match self.once(query, tenant, &job).await {
+            match self.once(query, tenant, &job, weight).await {
                 Err(error) if error.is_retryable() && tries < self.settings.max_tries => {
                     tracing::info!(tenant = tenant.as_str(), tries, %error, "job failed, trying again");
                     tries += 1;
+                    weight += usize::from(self.settings.weights.retries);
                 }
                 outcome => break outcome,
             }

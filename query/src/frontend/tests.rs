@@ -83,6 +83,30 @@ async fn what_may_pass_is_tried_again_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_batch_weighs_no_more_than_it_may_and_further_tries_weigh_more() {
+    let settings = Settings { max_tries: 3, ..Settings::default() };
+    let (frontend, tenant) = (frontend(settings), Tenant::single());
+    let _answers: Vec<_> = [3, 3, 3, 9].map(|weight| frontend.enqueue(QueryId::new(), &tenant, job(), weight).expect("room")).into();
+    let mut sizes = Vec::new();
+    for _ in 0..3 {
+        let batch = frontend.next(7).await.expect("jobs wait");
+        sizes.push((batch.entries.len(), batch.weight));
+    }
+    assert_eq!(sizes, [(2, 6), (1, 3), (1, 9)]);
+
+    let asked = {
+        let (frontend, tenant) = (Arc::clone(&frontend), tenant.clone());
+        tokio::spawn(async move { frontend.run(QueryId::new(), &tenant, job()).await.is_ok() })
+    };
+    for weight in [2, 3, 4] {
+        let batch = frontend.next(7).await.expect("a job waits");
+        assert_eq!(batch.weight, weight);
+        // Dropped without an answer, as when its worker goes away.
+    }
+    assert!(!asked.await.expect("no panic"));
+}
+
+#[tokio::test]
 async fn who_goes_cancels_what_waits_and_what_runs() {
     let (frontend, script) = (frontend(Settings::default()), Script::new(0, true));
     let tenant = Tenant::single();
@@ -112,7 +136,7 @@ async fn who_goes_cancels_what_waits_and_what_runs() {
 async fn a_full_queue_refuses_one_tenant_and_serves_another() {
     let frontend = frontend(Settings { max_outstanding_per_tenant: 3, ..Settings::default() });
     let (flood, other) = (Tenant::new("flood").expect("a tenant"), Tenant::new("other").expect("a tenant"));
-    let mut waiting: Vec<_> = (0..3).map(|_| frontend.enqueue(QueryId::new(), &flood, job()).expect("room")).collect();
+    let mut waiting: Vec<_> = (0..3).map(|_| frontend.enqueue(QueryId::new(), &flood, job(), 1).expect("room")).collect();
     let refused = frontend.run(QueryId::new(), &flood, job()).await.expect_err("full");
     assert_eq!((refused.status(), refused.to_string().as_str()), (429, "job queue full"));
     assert_eq!(frontend.metrics.discarded.with_label_values(&["flood"]).get(), 1);

@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 #[cfg(test)]
 pub(crate) use self::querier::recent_queries;
-pub use self::querier::{RecentQueries, recent_querier};
+pub use self::querier::{RecentQueries, recent_metrics, recent_querier};
 pub use crate::proto::streaming_querier_server::StreamingQuerierServer;
 use crate::{
     api::{

@@ -1,4 +1,4 @@
-//! `tempopb.Querier`: what queriers of Tempo ask a process that takes spans in.
+//! `tempopb.Querier` and `tempopb.Metrics`: what queriers of Tempo ask a process that takes spans in.
 //!
 //! Answers are about the recent data of the process, and about the blocks that it became lately: whoever asks may not have heard of those. Our
 //! own queriers ask by `rubato.Recent`, which tells the two apart.
@@ -15,14 +15,16 @@ use crate::{
         ApiSettings,
         answers::{Api, Asked},
         error::ApiError,
-        params::Params,
+        params::{self as parameters, Params},
     },
     engine::{Engine, QueryError},
     job::{Answer, Job, TraceJob},
     proto::{
         self,
+        metrics_server::{Metrics, MetricsServer},
         querier_server::{Querier, QuerierServer},
     },
+    traceql_metrics::MetricsRequest,
 };
 
 /// The service. See the module documentation.
@@ -34,6 +36,11 @@ pub struct RecentQueries {
 /// The service over an engine that has recent data and lists no blocks.
 pub fn recent_querier(engine: Arc<Engine>, settings: ApiSettings) -> QuerierServer<RecentQueries> {
     QuerierServer::new(recent_queries(engine, settings))
+}
+
+/// The service for metrics queries over such an engine.
+pub fn recent_metrics(engine: Arc<Engine>, settings: ApiSettings) -> MetricsServer<RecentQueries> {
+    MetricsServer::new(recent_queries(engine, settings))
 }
 
 pub(crate) fn recent_queries(engine: Arc<Engine>, settings: ApiSettings) -> RecentQueries {
@@ -137,5 +144,23 @@ impl Querier for RecentQueries {
     ) -> Result<Response<proto::SearchTagValuesV2Response>, Status> {
         let asked = self.asked(request.metadata(), values_params(request.get_ref()))?;
         self.api.typed_tag_values(&asked, &request.get_ref().tag_name).await.map(Response::new).map_err(refused)
+    }
+}
+
+#[tonic::async_trait]
+impl Metrics for RecentQueries {
+    /// Series of recent data as parts of an answer: whoever asks adds them to those of blocks, and finishes them.
+    async fn query_range(&self, request: Request<proto::QueryRangeRequest>) -> Result<Response<proto::QueryRangeResponse>, Status> {
+        let tenants = self.tenants(request.metadata())?;
+        let asked = request.get_ref();
+        super::required(asked.start, asked.end)?;
+        if asked.step == 0 {
+            return Err(Status::unknown("step required"));
+        }
+        let settings = &self.api.settings;
+        parameters::check_query_size(&asked.query, settings.max_query_bytes).map_err(refused)?;
+        let request =
+            MetricsRequest::part_from_proto(asked, settings.metrics).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.api.engine.query_part(&tenants, Arc::new(request)).await.map(Response::new).map_err(failed)
     }
 }

@@ -80,6 +80,8 @@ pub trait Runner: Debug + Send + Sync {
 pub enum Job {
     /// Look one trace up.
     Trace(TraceJob),
+    /// Look one trace up in a store that is not ours.
+    ExternalTrace(ExternalJob),
     /// Find traces that a search may return.
     Candidates(CandidatesJob),
     /// Evaluate a search on whole traces.
@@ -157,6 +159,19 @@ pub struct TraceJob {
     pub id: TraceId,
     /// The blocks to look into, in this order; recent data when absent.
     pub blocks: Option<Vec<Arc<Meta>>>,
+    /// Most bytes of spans, as protobuf; 0 means any number.
+    pub max_bytes: usize,
+}
+
+/// Look one trace up in a store that is not ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExternalJob {
+    /// The trace.
+    pub id: TraceId,
+    /// Where to look for it, Unix seconds; 0 is not said.
+    pub start: u64,
+    /// The end of that; 0 is not said.
+    pub end: u64,
     /// Most bytes of spans, as protobuf; 0 means any number.
     pub max_bytes: usize,
 }
@@ -240,7 +255,7 @@ pub struct MetricsJob {
 /// What a job found.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Of a [`Job::Trace`].
+    /// Of a [`Job::Trace`] or [`Job::ExternalTrace`].
     Trace(TraceAnswer),
     /// Of a [`Job::Candidates`].
     Candidates(CandidatesAnswer),
@@ -365,7 +380,16 @@ impl Job {
             Self::Candidates(job) => Some(&job.place),
             Self::Tags(job) => Some(&job.place),
             Self::Metrics(job) => Some(&job.place),
-            Self::Trace(_) | Self::Examine(_) => None,
+            Self::Trace(_) | Self::ExternalTrace(_) | Self::Examine(_) => None,
+        }
+    }
+
+    pub(crate) fn place_mut(&mut self) -> Option<&mut Place> {
+        match self {
+            Self::Candidates(job) => Some(&mut job.place),
+            Self::Tags(job) => Some(&mut job.place),
+            Self::Metrics(job) => Some(&mut job.place),
+            Self::Trace(_) | Self::ExternalTrace(_) | Self::Examine(_) => None,
         }
     }
 

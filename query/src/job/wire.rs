@@ -19,8 +19,8 @@ use storage::{
 };
 
 use super::{
-    Answer, BlockPart, Bounds, Candidate, CandidatesAnswer, CandidatesJob, ExamineJob, ExaminedAnswer, Job, MetricsAnswer, MetricsJob,
-    MetricsPartial, Place, Recency, TagsAnswer, TagsJob, TraceAnswer, TraceJob, Wanted,
+    Answer, BlockPart, Bounds, Candidate, CandidatesAnswer, CandidatesJob, ExamineJob, ExaminedAnswer, ExternalJob, Job, MetricsAnswer,
+    MetricsJob, MetricsPartial, Place, Recency, TagsAnswer, TagsJob, TraceAnswer, TraceJob, Wanted,
 };
 use crate::{
     engine::{Condition, LegacyTags, QueryError, RemoteError, SearchRequest, TagName, TagScope, TextIntrinsic, TimeRange},
@@ -52,7 +52,7 @@ fn present<T>(part: Option<T>, what: &'static str) -> Result<T, InvalidJob> {
 
 #[derive(Clone, PartialEq, Message)]
 struct WireJob {
-    #[prost(oneof = "WireKind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "WireKind", tags = "1, 2, 3, 4, 5, 6")]
     kind: Option<WireKind>,
 }
 
@@ -68,6 +68,20 @@ enum WireKind {
     Tags(WireTagsJob),
     #[prost(message, tag = "5")]
     Metrics(WireMetricsJob),
+    #[prost(message, tag = "6")]
+    ExternalTrace(WireExternalJob),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WireExternalJob {
+    #[prost(bytes = "vec", tag = "1")]
+    id: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    start: u64,
+    #[prost(uint64, tag = "3")]
+    end: u64,
+    #[prost(uint64, tag = "4")]
+    max_bytes: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -365,6 +379,12 @@ pub(super) fn encode_job(job: &Job) -> Vec<u8> {
             blocks: job.blocks.as_deref().map(blocks_to_wire),
             max_bytes: job.max_bytes as u64,
         }),
+        Job::ExternalTrace(job) => WireKind::ExternalTrace(WireExternalJob {
+            id: job.id.0.to_vec(),
+            start: job.start,
+            end: job.end,
+            max_bytes: job.max_bytes as u64,
+        }),
         Job::Candidates(job) => WireKind::Candidates(WireCandidatesJob {
             search: Some(search_to_wire(&job.search)),
             place: Some(place_to_wire(&job.place)),
@@ -409,6 +429,9 @@ pub(super) fn decode_job(bytes: &[u8]) -> Result<Job, InvalidJob> {
             blocks: job.blocks.map(blocks_from_wire).transpose()?,
             max_bytes: size(job.max_bytes),
         }),
+        WireKind::ExternalTrace(job) => {
+            Job::ExternalTrace(ExternalJob { id: trace_id(&job.id)?, start: job.start, end: job.end, max_bytes: size(job.max_bytes) })
+        }
         WireKind::Candidates(job) => Job::Candidates(CandidatesJob {
             search: search_from_wire(job.search)?,
             place: place_from_wire(job.place)?,

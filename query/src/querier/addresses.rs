@@ -2,8 +2,14 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use storage::tls::Connector;
 use tokio::sync::watch;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
 /// Addresses of processes (`host:port`), as they are known now. Whoever finds them out sends each change.
 pub type Addresses = watch::Receiver<Arc<[String]>>;
@@ -38,15 +44,37 @@ pub async fn look_up(names: String, every: Duration, known: watch::Sender<Arc<[S
     }
 }
 
-/// A connection that is made when it is needed.
+/// A connection that is made by `connector` when it is needed.
 ///
 /// # Errors
 /// The address is none.
-pub(super) fn channel(address: &str) -> Result<Channel, tonic::transport::Error> {
-    Ok(Endpoint::from_shared(format!("http://{address}"))?
+pub(super) fn channel(address: &str, connector: &Connector) -> Result<Channel, tonic::transport::Error> {
+    // What requests say that they are for; the connection itself is the connector's.
+    let origin = Endpoint::from_shared(format!("{}://{address}", connector.scheme()))?.uri().clone();
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+        .origin(origin)
         .connect_timeout(Duration::from_secs(5))
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5))
-        .keep_alive_while_idle(true)
-        .connect_lazy())
+        .keep_alive_while_idle(true);
+    let (connector, address) = (connector.clone(), address.to_owned());
+    let connect = move |_: Uri| {
+        let (connector, address) = (connector.clone(), address.clone());
+        async move { connector.connect(&address).await.map(TokioIo::new) }
+    };
+    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(connect)))
+}
+
+/// What went wrong with a call: of a broken connection the innermost cause, which its message leaves out.
+pub(super) fn cause(status: &Status) -> String {
+    let mut innermost = None;
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        innermost = Some(error.to_string());
+        source = error.source();
+    }
+    match innermost {
+        Some(cause) if !status.message().contains(&cause) => format!("{}: {cause}", status.message()),
+        _ => status.message().to_owned(),
+    }
 }

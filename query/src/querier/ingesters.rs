@@ -11,6 +11,12 @@
 //! answers of all processes of one epoch are everything there is, whoever else could not be reached, and answers of two epochs must never be
 //! put together: a trace would be in both, or in neither. While processes come and go there is a moment without a complete epoch; it passes.
 //!
+//! One that hangs is waited for, since its answer may be a large one; meanwhile those who have answered are asked again, for they may have begun a new
+//! epoch without it.
+//!
+//! An epoch may lack an ingester: one that was killed, or is cut off. That costs nothing as long as the others have a copy of everything that was
+//! acknowledged, which the ring knows; where they may not, the epoch is not complete, however many of its processes answer.
+//!
 //! Processes that work alone have what nobody else has, so all of them must answer.
 
 use std::{
@@ -22,9 +28,9 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
-use storage::{id::Tenant, recent::Coverage};
+use storage::{id::Tenant, recent::Coverage, ring::Rings, tls::Connector};
 
-use super::addresses::{Addresses, channel};
+use super::addresses::{Addresses, cause, channel};
 use crate::{
     engine::{QueryError, RecentError},
     job::{Answer, Job, QueryId, Runner, decode_outcome},
@@ -36,6 +42,9 @@ type Client = RecentClient<tonic::transport::Channel>;
 /// How long processes are asked again before an answer is called incomplete.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long nobody answers until those are asked again who have; then twice that, and so on.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// Shortest and longest time between two times of asking.
 const WAITS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -43,6 +52,9 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 #[derive(Debug)]
 pub struct Ingesters {
     addresses: Addresses,
+    connector: Connector,
+    /// Where copies are, if that is known.
+    rings: Option<Rings>,
     max_message_bytes: usize,
     patience: Duration,
     known: Mutex<BTreeMap<String, Client>>,
@@ -64,7 +76,20 @@ impl Ingesters {
         let asked = IntCounterVec::new(asked, &["result"])?;
         registry.register(Box::new(clients.clone()))?;
         registry.register(Box::new(asked.clone()))?;
-        Ok(Self { addresses, max_message_bytes, patience: PATIENCE, known: Mutex::default(), clients, asked })
+        let (connector, known) = (Connector::default(), Mutex::default());
+        Ok(Self { addresses, connector, rings: None, max_message_bytes, patience: PATIENCE, known, clients, asked })
+    }
+
+    /// The same, connected to by `connector` instead of in the clear.
+    #[must_use]
+    pub fn with_connector(self, connector: Connector) -> Self {
+        Self { connector, ..self }
+    }
+
+    /// Says who has copies of what: answers that may lack something that was acknowledged are incomplete then.
+    #[must_use]
+    pub fn with_rings(self, rings: Rings) -> Self {
+        Self { rings: Some(rings), ..self }
     }
 
     /// One client for each address.
@@ -83,7 +108,7 @@ impl Ingesters {
             if known.contains_key(&address) {
                 continue;
             }
-            match channel(&address) {
+            match channel(&address, &self.connector) {
                 Ok(channel) => {
                     let client = RecentClient::new(channel)
                         .max_decoding_message_size(self.max_message_bytes)
@@ -100,21 +125,35 @@ impl Ingesters {
     /// Asks everybody once, until there is a complete epoch.
     async fn ask(&self, request: &RecentJob) -> Result<Round, QueryError> {
         let ask = |(address, mut client): (String, Client)| async move {
+            let again = client.clone();
             let outcome = match client.run(request.clone()).await {
                 Ok(answer) => decode_outcome(&answer.into_inner().outcome),
-                Err(status) => Err(RecentError { cause: status.message().to_owned() }.into()),
+                Err(status) => Err(RecentError { cause: cause(&status) }.into()),
             };
-            (address, outcome)
+            (address, again, outcome)
         };
         let clients = self.clients().await;
-        let mut round = Round::default();
+        let mut round = Round { rings: self.rings.clone(), ..Round::default() };
         if clients.is_empty() {
             round.missing.push("no address of a process that takes spans in is known".to_owned());
         }
         let mut asked: FuturesUnordered<_> = clients.into_iter().map(ask).collect();
-        while let Some((address, outcome)) = asked.next().await {
+        let (mut answered, mut silence) = (Vec::new(), SILENCE);
+        loop {
+            let next = tokio::select! {
+                next = asked.next() => next,
+                () = tokio::time::sleep(silence), if !answered.is_empty() => {
+                    silence *= 2;
+                    asked.extend(answered.drain(..).map(ask));
+                    continue;
+                }
+            };
+            let Some((address, client, outcome)) = next else { break };
             match outcome {
-                Ok(answer) => round.add(answer),
+                Ok(answer) => {
+                    round.add(address.clone(), answer);
+                    answered.push((address, client));
+                }
                 Err(error) if error.is_retryable() => round.missing.push(format!("{address}: {error}")),
                 // It would be the same anywhere.
                 Err(error) => return Err(error),
@@ -154,6 +193,8 @@ impl Runner for Ingesters {
 /// What came of asking everybody once.
 #[derive(Debug, Default)]
 struct Round {
+    /// Where copies are, if that is known.
+    rings: Option<Rings>,
     /// Answers of processes that work together, by epoch and number. A process that has two addresses answers twice, and counts once.
     epochs: BTreeMap<u64, Epoch>,
     /// Answers of those that work alone.
@@ -166,6 +207,8 @@ struct Round {
 struct Epoch {
     processes: u32,
     answers: BTreeMap<u32, Answer>,
+    /// Who gave them.
+    addresses: BTreeSet<String>,
 }
 
 impl Epoch {
@@ -179,7 +222,7 @@ impl Epoch {
 }
 
 impl Round {
-    fn add(&mut self, answer: Answer) {
+    fn add(&mut self, address: String, answer: Answer) {
         let Coverage { epoch, index, processes } = answer.recent().map(|recent| recent.coverage).unwrap_or_default();
         if epoch == Coverage::ALONE.epoch {
             self.alone.push(answer);
@@ -187,11 +230,19 @@ impl Round {
             let known = self.epochs.entry(epoch).or_default();
             known.processes = processes;
             known.answers.insert(index, answer);
+            known.addresses.insert(address);
         }
     }
 
     fn complete_epoch(&self) -> Option<u64> {
-        self.epochs.iter().rev().find(|(_, epoch)| epoch.is_complete()).map(|(number, _)| *number)
+        let is_complete = |epoch: &Epoch| epoch.is_complete() && self.has_copies(epoch);
+        self.epochs.iter().rev().find(|(_, epoch)| is_complete(epoch)).map(|(number, _)| *number)
+    }
+
+    /// Whether its processes have a copy of everything that was acknowledged.
+    fn has_copies(&self, epoch: &Epoch) -> bool {
+        let is_covered = |rings: &Rings| rings.borrow().is_covered(|instance| epoch.addresses.contains(&instance.addr));
+        self.rings.as_ref().is_none_or(is_covered)
     }
 
     fn is_complete(&self) -> bool {
@@ -200,10 +251,13 @@ impl Round {
 
     /// What is missing, for people.
     fn why(&self) -> String {
-        let epochs = self
-            .epochs
-            .iter()
-            .map(|(number, epoch)| format!("{} of {} processes of epoch {number} did not answer", epoch.missing(), epoch.processes));
+        let epochs = self.epochs.iter().map(|(number, epoch)| {
+            if epoch.is_complete() {
+                format!("the {} processes of epoch {number} may lack what others of the ring have", epoch.processes)
+            } else {
+                format!("{} of {} processes of epoch {number} did not answer", epoch.missing(), epoch.processes)
+            }
+        });
         epochs.chain(self.missing.iter().cloned()).collect::<Vec<_>>().join("; ")
     }
 
@@ -236,7 +290,10 @@ mod tests {
         },
     };
 
-    use storage::id::TraceId;
+    use storage::{
+        id::TraceId,
+        ring::{self, Instance, Ring, State},
+    };
     use tokio::{net::TcpListener, sync::watch};
 
     use super::*;
@@ -245,7 +302,7 @@ mod tests {
         querier::RecentService,
     };
 
-    /// A process that answers with the next of its coverages, the last of them for ever; `None` fails.
+    /// A process that answers with the next of its coverages, the last of them for ever; `None` fails, and an index that no process has hangs.
     #[derive(Debug)]
     struct Process {
         name: &'static str,
@@ -260,6 +317,9 @@ mod tests {
             let Some((epoch, index, processes)) = self.coverages[at] else {
                 return Err(RecentError { cause: "the dataflow is re-forming".to_owned() }.into());
             };
+            if index > processes {
+                std::future::pending::<()>().await;
+            }
             let recent = Recency { coverage: Coverage { epoch, index, processes }, ..Recency::default() };
             // Which moment it is about is seen in the answer.
             Ok(Answer::Tags(TagsAnswer { found: vec![("span", format!("{}@{epoch}", self.name))], recent, ..TagsAnswer::default() }))
@@ -280,6 +340,15 @@ mod tests {
 
     /// What processes say together, sorted, and whether it is said to be incomplete.
     async fn ask(processes: &[(&'static str, &[Said])], patience: Duration) -> Result<(Vec<String>, bool), QueryError> {
+        ask_with(processes, patience, None).await
+    }
+
+    /// The same where each of them is in a ring, one that does not run besides, with so many copies of everything.
+    async fn ask_with(
+        processes: &[(&'static str, &[Said])],
+        patience: Duration,
+        copies: Option<usize>,
+    ) -> Result<(Vec<String>, bool), QueryError> {
         let mut addresses = Vec::new();
         for (name, coverages) in processes {
             let process = Process { name, coverages: coverages.to_vec(), asked: AtomicUsize::new(0) };
@@ -287,6 +356,18 @@ mod tests {
         }
         let (sender, known) = watch::channel(Arc::from([]));
         let ingesters = Ingesters { patience, ..Ingesters::new(known, 1 << 20, &Registry::new()).expect("an empty registry") };
+        let ingesters = match copies {
+            Some(replication_factor) => {
+                let of = |(number, addr): (u32, &str)| {
+                    let (id, addr, tokens) = (format!("ingester-{number}"), addr.to_owned(), vec![number]);
+                    Instance { id, addr, tokens, state: State::Active, ..Instance::default() }
+                };
+                let all = addresses.iter().map(String::as_str).chain(["127.0.0.1:1"]);
+                let ring = Ring::new((0..).zip(all).map(of), ring::Settings { replication_factor, ..ring::Settings::default() });
+                ingesters.with_rings(watch::channel(Arc::new(ring)).1)
+            }
+            None => ingesters,
+        };
         // They become known while somebody asks.
         let tell = async {
             tokio::task::yield_now().await;
@@ -324,6 +405,28 @@ mod tests {
         let answer =
             ask(&[("a", &[Some((7, 0, 2))]), ("b", &[Some((8, 1, 3))]), ("c", &[Some((8, 2, 3))])], SHORT).await.expect("an answer");
         assert_eq!(answer, (vec!["b@8".to_owned(), "c@8".to_owned()], true));
+    }
+
+    #[tokio::test]
+    async fn an_epoch_without_one_is_everything_as_long_as_the_others_have_copies() {
+        let (a, b) = (Some((7, 0, 2)), Some((7, 1, 2)));
+        let two = vec!["a@7".to_owned(), "b@7".to_owned()];
+        for (copies, is_incomplete) in [(1, true), (2, false), (3, false)] {
+            let patience = if is_incomplete { SHORT } else { LONG };
+            let answer = ask_with(&[("a", &[a]), ("b", &[b])], patience, Some(copies)).await.expect("an answer");
+            assert_eq!(answer, (two.clone(), is_incomplete), "{copies} copies");
+        }
+        // Two are missing: what was acknowledged by those two may be nowhere else.
+        let answer = ask_with(&[("a", &[Some((7, 0, 1))]), ("b", &[None])], SHORT, Some(3)).await.expect("an answer");
+        assert_eq!(answer, (vec!["a@7".to_owned()], true));
+    }
+
+    #[tokio::test]
+    async fn who_hangs_holds_nobody_up_once_the_others_are_in_a_new_epoch() {
+        let hangs = Some((7, 9, 3));
+        let (a, b) = ([Some((7, 0, 3)), Some((8, 0, 2))], [Some((7, 1, 3)), Some((8, 1, 2))]);
+        let answer = ask_with(&[("a", &a), ("b", &b), ("c", &[hangs])], LONG, None).await.expect("an answer");
+        assert_eq!(answer, (vec!["a@8".to_owned(), "b@8".to_owned()], false));
     }
 
     #[tokio::test]

@@ -7,14 +7,16 @@ use std::{
     time::Duration,
 };
 
+use axum::Router;
 use futures::future::join_all;
 use prometheus::{IntCounter, IntGauge, Registry};
-use storage::id::Tenant;
+use storage::{id::Tenant, tls::Connector};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
+use tower::ServiceExt as _;
 
-use super::addresses::{channel, resolve};
+use super::addresses::{cause, channel, resolve};
 use crate::{
     engine::{QueryError, RemoteError},
     frontend::{JOB_URL, OUTCOME_TYPE, QUERY_HEADER},
@@ -52,7 +54,10 @@ pub struct WorkerSettings {
 #[derive(Debug)]
 pub struct Workers {
     settings: WorkerSettings,
+    connector: Connector,
     runner: Arc<dyn Runner>,
+    /// What is answered to frontends of Tempo.
+    http: Router,
     metrics: Metrics,
 }
 
@@ -80,7 +85,19 @@ impl Workers {
         registry.register(Box::new(metrics.cancelled.clone()))?;
         registry.register(Box::new(metrics.running.clone()))?;
         registry.register(Box::new(metrics.connected.clone()))?;
-        Ok(Self { settings, runner, metrics })
+        Ok(Self { settings, connector: Connector::default(), runner, http: Router::new(), metrics })
+    }
+
+    /// The same, connecting by `connector` instead of in the clear.
+    #[must_use]
+    pub fn with_connector(self, connector: Connector) -> Self {
+        Self { connector, ..self }
+    }
+
+    /// The workers with an API below `/querier`, which is what frontends of Tempo ask for.
+    #[must_use]
+    pub fn with_http(self, http: Router) -> Self {
+        Self { http, ..self }
     }
 
     /// Whether there is a frontend to work for.
@@ -128,7 +145,7 @@ impl Workers {
         for address in addresses {
             let (channel, workers) = match frontends.entry(*address) {
                 Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => match channel(&address.to_string()) {
+                Entry::Vacant(entry) => match channel(&address.to_string(), &self.connector) {
                     Ok(channel) => entry.insert((channel, JoinSet::new())),
                     Err(error) => {
                         tracing::warn!(%address, %error, "not an address");
@@ -137,27 +154,34 @@ impl Workers {
                 },
             };
             while workers.len() < streams {
-                workers.spawn(Arc::clone(self).work(channel.clone(), *address));
+                workers.spawn(Arc::clone(self).work(channel.clone(), *address, workers.len()));
             }
             if workers.len() > streams {
                 // Rare: another frontend came. Fewer workers are made anew.
                 *workers = JoinSet::new();
                 while workers.len() < streams {
-                    workers.spawn(Arc::clone(self).work(channel.clone(), *address));
+                    workers.spawn(Arc::clone(self).work(channel.clone(), *address, workers.len()));
                 }
             }
         }
     }
 
     /// One stream after the other.
-    async fn work(self: Arc<Self>, channel: Channel, address: SocketAddr) {
+    async fn work(self: Arc<Self>, channel: Channel, address: SocketAddr, number: usize) {
         let (shortest, longest) = self.settings.backoff;
         let mut wait = shortest;
+        let mut said = String::new();
         loop {
             match self.process(channel.clone()).await {
                 Ok(()) => wait = shortest,
                 Err(status) => {
-                    tracing::debug!(%address, status = %status.message(), "stream to a query-frontend ends");
+                    let cause = cause(&status);
+                    tracing::debug!(%address, cause, "stream to a query-frontend ends");
+                    // One of a frontend's streams speaks for all of them, once for each thing that is wrong.
+                    if number == 0 && said != cause {
+                        tracing::warn!(%address, cause, "no jobs from a query-frontend");
+                        said = cause;
+                    }
                     wait = (wait * 2).min(longest.max(shortest));
                 }
             }
@@ -207,8 +231,9 @@ impl Workers {
 
     async fn run_one(&self, request: &HttpRequest) -> HttpResponse {
         if request.url != JOB_URL {
-            // A frontend of Tempo, or of another release.
-            return HttpResponse { code: 404, body: b"404 page not found\n".to_vec(), ..HttpResponse::default() };
+            let answer = self.run_http(request).await;
+            self.metrics.executed.inc();
+            return answer;
         }
         if !self.settings.extra_delay.is_zero() {
             tokio::time::sleep(self.settings.extra_delay).await;
@@ -227,6 +252,29 @@ impl Workers {
         }
         let headers = vec![Header { key: "Content-Type".to_owned(), values: vec![OUTCOME_TYPE.to_owned()] }];
         HttpResponse { code, headers, body }
+    }
+}
+
+impl Workers {
+    /// Answers a frontend of Tempo, which sends URLs.
+    async fn run_http(&self, request: &HttpRequest) -> HttpResponse {
+        let refused = |code: i32, text: &str| HttpResponse { code, body: text.as_bytes().to_vec(), ..HttpResponse::default() };
+        let headers = request.headers.iter().flat_map(|header| header.values.iter().map(|value| (header.key.as_str(), value.as_str())));
+        let builder = http::Request::builder().method(request.method.as_str()).uri(request.url.as_str());
+        let builder = headers.fold(builder, |builder, (key, value)| builder.header(key, value));
+        let Ok(call) = builder.body(axum::body::Body::from(request.body.clone())) else { return refused(400, "invalid request\n") };
+        let response = self.http.clone().oneshot(call).await.unwrap_or_else(|never| match never {});
+        let (parts, body) = response.into_parts();
+        // The frame takes its part, too.
+        let most = self.settings.max_send_bytes.saturating_sub(1024);
+        let Ok(body) = axum::body::to_bytes(body, most).await else {
+            return refused(413, &format!("response larger than the max ({})", self.settings.max_send_bytes));
+        };
+        let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| Header {
+            key: name.to_string(),
+            values: vec![String::from_utf8_lossy(value.as_bytes()).into_owned()],
+        };
+        HttpResponse { code: parts.status.as_u16().into(), headers: parts.headers.iter().map(header).collect(), body: body.to_vec() }
     }
 }
 
@@ -257,5 +305,69 @@ impl<'m> Counted<'m> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.sub(self.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use axum::{extract::RawQuery, routing::any};
+    use http::HeaderMap;
+
+    use super::*;
+    use crate::job::Answer;
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    #[async_trait]
+    impl Runner for Nobody {
+        async fn run(&self, _query: QueryId, _tenant: &Tenant, _job: Job) -> Result<Answer, QueryError> {
+            Err(QueryError::QueueFull)
+        }
+    }
+
+    fn workers(max_send_bytes: usize) -> Workers {
+        let settings = WorkerSettings {
+            id: "q".to_owned(),
+            frontends: String::new(),
+            lookup_interval: Duration::from_secs(1),
+            concurrency: 1,
+            parallelism: None,
+            extra_delay: Duration::ZERO,
+            max_receive_bytes: 1 << 20,
+            max_send_bytes,
+            backoff: (Duration::ZERO, Duration::ZERO),
+        };
+        let answer = async |RawQuery(query): RawQuery, headers: HeaderMap| {
+            let tenant = headers.get("x-scope-orgid").map(|value| value.to_str().expect("text").to_owned());
+            (http::StatusCode::ACCEPTED, [("content-type", "text/x-test")], format!("{query:?} {tenant:?}"))
+        };
+        let router = Router::new().route("/querier/api/search", any(answer));
+        Workers::new(settings, Arc::new(Nobody), &Registry::new()).expect("metrics are new").with_http(router)
+    }
+
+    fn request(url: &str, tenant: &str) -> HttpRequest {
+        let header = Header { key: "X-Scope-OrgID".to_owned(), values: vec![tenant.to_owned()] };
+        HttpRequest { method: "GET".to_owned(), url: url.to_owned(), headers: vec![header], body: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn frontends_of_tempo_are_answered_as_over_http() {
+        let workers = workers(1 << 20);
+        let answer = workers.run_one(&request("/querier/api/search?q=x", "a")).await;
+        assert_eq!((answer.code, String::from_utf8_lossy(&answer.body).as_ref()), (202, "Some(\"q=x\") Some(\"a\")"));
+        let content_type = answer.headers.iter().find(|header| header.key == "content-type").expect("a type");
+        assert_eq!(content_type.values, ["text/x-test"]);
+        assert_eq!(workers.run_one(&request("/querier/api/other", "a")).await.code, 404);
+        assert_eq!(workers.run_one(&request("/querier/api/search", "a\nb")).await.code, 400);
+        assert_eq!(workers.run_one(&request("no url at all", "a")).await.code, 400);
+        assert_eq!(workers.metrics.executed.get(), 4);
+    }
+
+    #[tokio::test]
+    async fn answers_that_are_too_large_are_refused() {
+        let answer = workers(1024 + 10).run_one(&request("/querier/api/search?q=0123456789", "a")).await;
+        assert_eq!((answer.code, String::from_utf8_lossy(&answer.body).as_ref()), (413, "response larger than the max (1034)"));
     }
 }

@@ -3,7 +3,9 @@
 mod border;
 mod deleted;
 mod errors;
+mod external;
 mod jobs;
+mod mcp;
 mod metrics;
 mod querier;
 mod search;
@@ -327,7 +329,11 @@ async fn requests_are_measured_by_route() {
     {
         get(&router, url).await;
     }
-    let mut counted: Vec<_> = world.registry.gather()[0]
+    let families = world.registry.gather();
+    let mut counted: Vec<_> = families
+        .iter()
+        .find(|family| family.name() == "tempo_request_duration_seconds")
+        .expect("measured")
         .get_metric()
         .iter()
         .map(|metric| {

@@ -294,7 +294,8 @@ impl Expr {
         });
     }
 
-    fn for_each<'a>(&'a self, visit: &mut impl FnMut(&'a Node)) {
+    /// Calls `visit` with everything in it, from left to right.
+    pub(crate) fn for_each<'a>(&'a self, visit: &mut impl FnMut(&'a Node)) {
         visit(&self.node);
         match &self.node {
             Node::Literal(_) | Node::Field(_) | Node::First(_) => {}

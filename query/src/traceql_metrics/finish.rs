@@ -57,7 +57,18 @@ pub type Cost = proto::SearchMetrics;
 
 /// The answer to a range query.
 pub fn finish_range(request: &MetricsRequest, partial: &Partial, cost: Cost) -> proto::QueryRangeResponse {
-    let (series, message) = finish(request, partial);
+    let (series, message) = finish(request, partial, false);
+    show_range(request, series, message, cost)
+}
+
+/// The answer to a part of a query, whose series somebody else adds up, as Tempo's frontends and queriers do: histograms instead of quantiles,
+/// averages with the number of values that they are of, and nothing of second stages.
+pub fn finish_part(request: &MetricsRequest, partial: &Partial, cost: Cost) -> proto::QueryRangeResponse {
+    let (series, message) = finish(request, partial, true);
+    show_range(request, series, message, cost)
+}
+
+fn show_range(request: &MetricsRequest, series: Vec<Series>, message: String, cost: Cost) -> proto::QueryRangeResponse {
     let window = request.window();
     let sample = |(interval, value): (usize, f64)| proto::Sample { value, timestamp_ms: window.timestamp_ms(interval) };
     let series = series.into_iter().map(|series| proto::TimeSeries {
@@ -70,7 +81,7 @@ pub fn finish_range(request: &MetricsRequest, partial: &Partial, cost: Cost) -> 
 
 /// The answer to an instant query.
 pub fn finish_instant(request: &MetricsRequest, partial: &Partial, cost: Cost) -> proto::QueryInstantResponse {
-    let (series, message) = finish(request, partial);
+    let (series, message) = finish(request, partial, false);
     let series = series.into_iter().filter_map(|series| {
         let value = series.samples.first().copied()?;
         Some(proto::InstantSeries { labels: series.labels.iter().map(Label::shown).collect(), value })
@@ -84,10 +95,10 @@ fn status(message: &str) -> i32 {
 }
 
 /// The series in the order of the answer, and why some are missing.
-fn finish(request: &MetricsRequest, partial: &Partial) -> (Vec<Series>, String) {
-    let mut series = series_of(request, partial);
+fn finish(request: &MetricsRequest, partial: &Partial, is_part: bool) -> (Vec<Series>, String) {
+    let mut series = series_of(request, partial, is_part);
     series.retain(Series::has_samples);
-    for stage in request.second() {
+    for stage in request.second().filter(|_| !is_part) {
         series = second::apply(stage, series);
     }
     series.sort_by_cached_key(|series| SortKey::new(&series.labels));
@@ -111,7 +122,7 @@ fn finish(request: &MetricsRequest, partial: &Partial) -> (Vec<Series>, String) 
     (series, message)
 }
 
-fn series_of(request: &MetricsRequest, partial: &Partial) -> Vec<Series> {
+fn series_of(request: &MetricsRequest, partial: &Partial, is_part: bool) -> Vec<Series> {
     if request.shape() == Shape::Compare {
         return compared(request, partial);
     }
@@ -134,6 +145,11 @@ fn series_of(request: &MetricsRequest, partial: &Partial) -> Vec<Series> {
             }
             Cells::Sums(cells) => {
                 let is_average = matches!(request.function(), MetricsFunction::AvgOverTime(_));
+                if is_average && is_part {
+                    let count = Label::new(labels::META_TYPE, LabelValue::Text(labels::COUNT.into()));
+                    let samples = cells[from..to].iter().map(|sum| if sum.count == 0 { f64::NAN } else { sum.count as f64 }).collect();
+                    all.push(Series { labels: name(group.clone()).into_iter().chain([count]).collect(), samples, exemplars: Vec::new() });
+                }
                 all.push(here(
                     cells[from..to]
                         .iter()
@@ -145,11 +161,11 @@ fn series_of(request: &MetricsRequest, partial: &Partial) -> Vec<Series> {
                         .collect(),
                 ));
             }
-            Cells::Buckets(cells) => all.extend(of_buckets(request, &cells[*at], group, &exemplars)),
+            Cells::Buckets(cells) => all.extend(of_buckets(request, &cells[*at], group, &exemplars, is_part)),
         }
     }
     // A count of nothing is 0, and a graph needs a line.
-    if all.is_empty() && request.by().is_empty() && request.shape() == Shape::Count {
+    if all.is_empty() && request.by().is_empty() && request.shape() == Shape::Count && !is_part {
         all.push(Series { labels: name(Vec::new()), samples: vec![0.0; partial.groups.intervals], exemplars: Vec::new() });
     }
     all
@@ -194,14 +210,16 @@ fn exemplars_of(request: &MetricsRequest, partial: &Partial, labels: &[Label]) -
     shown
 }
 
-fn of_buckets(request: &MetricsRequest, buckets: &Buckets, group: &[Label], exemplars: &[Shown]) -> Vec<Series> {
+fn of_buckets(request: &MetricsRequest, buckets: &Buckets, group: &[Label], exemplars: &[Shown], is_part: bool) -> Vec<Series> {
     let bound = |exponent: u8| (1u64 << exponent) as f64 / request.unit();
     let labelled = |key: &str, value: f64, samples, exemplars| {
         let label = Label::new(key, LabelValue::float(value));
         Series { labels: group.iter().cloned().chain([label]).collect(), samples, exemplars }
     };
     let rows = buckets.sorted();
-    if let MetricsFunction::QuantileOverTime(_, quantiles) = request.function() {
+    if let MetricsFunction::QuantileOverTime(_, quantiles) = request.function()
+        && !is_part
+    {
         let quantiles: Vec<f64> = quantiles.iter().fold(Vec::new(), |mut distinct, quantile| {
             if !distinct.contains(quantile) {
                 distinct.push(*quantile);
@@ -293,7 +311,7 @@ fn compared(request: &MetricsRequest, partial: &Partial) -> Vec<Series> {
             all.push(Series { labels, samples: samples(counts, times), exemplars: Vec::new() });
         };
         for (side, name) in SIDES.into_iter().enumerate() {
-            for (value, counts) in attribute.top(side, top_n) {
+            for (value, counts) in attribute.top(request, side, top_n) {
                 push(name.to_owned(), value.clone(), counts);
             }
             if !attribute.totals[side].is_empty() {

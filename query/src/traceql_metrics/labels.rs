@@ -17,6 +17,8 @@ pub(super) const BUCKET: &str = "__bucket";
 pub(super) const QUANTILE: &str = "p";
 /// Label that tells what a series of `compare()` counts.
 pub(super) const META_TYPE: &str = "__meta_type";
+/// Of that label: a series that counts the values behind averages.
+pub(super) const COUNT: &str = "__count";
 /// Label of an exemplar's trace.
 pub(super) const TRACE_ID: &str = "trace:id";
 /// What an absent value is shown as where something must be shown.
@@ -43,6 +45,15 @@ pub enum LabelValue {
     Kind(Kind),
 }
 
+/// A [`LabelValue`] that is looked for: text is borrowed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum LabelRef<'v> {
+    /// Text.
+    Text(&'v str),
+    /// Any other value.
+    Other(LabelValue),
+}
+
 /// The values of the `by` fields, in their order.
 pub type Group = Box<[LabelValue]>;
 
@@ -60,6 +71,36 @@ impl From<Value> for LabelValue {
             // Series have no arrays; they are told apart from absent values and not from each other.
             Value::Array(_) => Self::Text(NIL.into()),
         }
+    }
+}
+
+impl<'v> From<&'v LabelValue> for LabelRef<'v> {
+    fn from(value: &'v LabelValue) -> Self {
+        if let LabelValue::Text(text) = value { Self::Text(text) } else { Self::Other(value.clone()) }
+    }
+}
+
+impl<'v> From<&'v Value> for LabelRef<'v> {
+    fn from(value: &'v Value) -> Self {
+        match value {
+            Value::String(text) => Self::Text(text),
+            Value::Array(_) => Self::Text(NIL),
+            other => Self::Other(LabelValue::from(other.clone())),
+        }
+    }
+}
+
+impl LabelRef<'_> {
+    pub(super) fn to_value(&self) -> LabelValue {
+        match self {
+            Self::Text(text) => LabelValue::Text((*text).into()),
+            Self::Other(value) => value.clone(),
+        }
+    }
+
+    /// As of [`LabelValue::heap_bytes`].
+    pub(super) fn heap_bytes(&self) -> usize {
+        if let Self::Text(text) = self { text.len() } else { 0 }
     }
 }
 

@@ -44,7 +44,7 @@ mod wire;
 
 pub use self::{
     error::MetricsError,
-    finish::{Cost, finish_instant, finish_range},
+    finish::{Cost, finish_instant, finish_part, finish_range},
     labels::{Group, LabelValue},
     observe::Observer,
     partial::Partial,

@@ -76,6 +76,8 @@ pub struct Asked {
     pub max_series: u32,
     /// Whether one value per series is wanted.
     pub instant: bool,
+    /// Whether the range is that of a part of a query, which is not widened any more.
+    pub aligned: bool,
 }
 
 impl MetricsRequest {
@@ -92,7 +94,8 @@ impl MetricsRequest {
                 return Err(WindowError::Empty.into());
             }
             let step = asked.step.unwrap_or_else(|| Window::default_step(asked.start, asked.end));
-            Window::range(asked.start, asked.end, step, limits.max_intervals)?
+            let window = if asked.aligned { Window::aligned } else { Window::range };
+            window(asked.start, asked.end, step, limits.max_intervals)?
         };
         // A single series must fit.
         if window.intervals() > limits.max_bytes / size_of::<u64>() {
@@ -116,6 +119,18 @@ impl MetricsRequest {
     /// # Errors
     /// As of [`MetricsRequest::new`], or the text is no query.
     pub fn from_proto(message: &proto::QueryRangeRequest, limits: MetricsLimits) -> Result<Self, MetricsError> {
+        Self::read_proto(message, limits, message.query_mode == ALIGNED)
+    }
+
+    /// Prepares a part of a query that Tempo has cut: its range is made of whole steps already.
+    ///
+    /// # Errors
+    /// As of [`MetricsRequest::from_proto`].
+    pub fn part_from_proto(message: &proto::QueryRangeRequest, limits: MetricsLimits) -> Result<Self, MetricsError> {
+        Self::read_proto(message, limits, true)
+    }
+
+    fn read_proto(message: &proto::QueryRangeRequest, limits: MetricsLimits, aligned: bool) -> Result<Self, MetricsError> {
         let asked = Asked {
             start: message.start,
             end: message.end,
@@ -123,6 +138,7 @@ impl MetricsRequest {
             exemplars: message.exemplars,
             max_series: message.max_series,
             instant: message.instant.unwrap_or(false),
+            aligned,
         };
         Self::new(Arc::new(crate::traceql::parse(&message.query)?), asked, limits)
     }
@@ -137,6 +153,7 @@ impl MetricsRequest {
             exemplars: self.asked.exemplars,
             max_series: self.asked.max_series,
             instant: self.asked.instant.then_some(true),
+            query_mode: if self.asked.aligned { ALIGNED.to_owned() } else { String::new() },
             ..proto::QueryRangeRequest::default()
         }
     }
@@ -170,7 +187,7 @@ impl MetricsRequest {
         if self.asked.instant || self.shape() == Shape::Compare || start <= low || end > high || start > end {
             return None;
         }
-        let asked = Asked { start, end, step: Some(self.window.step()), ..self.asked };
+        let asked = Asked { start, end, step: Some(self.window.step()), aligned: false, ..self.asked };
         let part = Self::new(Arc::clone(&self.query), asked, self.limits).ok()?;
         self.offset_of(&part).map(|_| part)
     }
@@ -279,6 +296,9 @@ impl MetricsRequest {
         (BYTES_PER_ATTRIBUTE / bytes_per_value).clamp(1, 20_000)
     }
 }
+
+/// How a request says between our processes that its range is not widened.
+const ALIGNED: &str = "aligned";
 
 /// Intrinsics that `compare()` counts besides attributes.
 pub(super) const COMPARED: [Intrinsic; 9] = [

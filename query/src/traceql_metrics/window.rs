@@ -72,6 +72,24 @@ impl Window {
         Ok(Self { start, step, intervals })
     }
 
+    /// The intervals of a range that is made of whole steps, as parts of other queries are; one that is not is widened to whole steps. Unlike
+    /// [`Window::range`] without a step in front.
+    ///
+    /// # Errors
+    /// There is no interval, or there are too many.
+    pub fn aligned(start: u64, end: u64, step: u64, max_intervals: u64) -> Result<Self, WindowError> {
+        // The first step of the range is the one in front.
+        let first = (step > 0).then(|| (start - start % step).checked_add(step));
+        match first {
+            None => Err(WindowError::NoStep),
+            Some(None) => Err(WindowError::Empty),
+            Some(Some(_)) if start >= end => Err(WindowError::Empty),
+            // A single interval.
+            Some(Some(first)) if first >= end => Ok(Self { start: first - step, step, intervals: 1 }),
+            Some(Some(first)) => Self::range(first, end, step, max_intervals),
+        }
+    }
+
     /// The one interval of an instant query.
     ///
     /// # Errors
@@ -145,6 +163,25 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
     const BASE: u64 = 1_699_999_200 * SECOND;
+
+    #[test]
+    fn aligned_ranges_are_taken_as_they_are() {
+        let step = 10 * SECOND;
+        for (start, end, expected) in [
+            (BASE, BASE + 3 * step, (BASE, BASE + 3 * step)),
+            (BASE, BASE + step, (BASE, BASE + step)),
+            (BASE + 1, BASE + step - 1, (BASE, BASE + step)),
+            (BASE + 1, BASE + step + 1, (BASE, BASE + 2 * step)),
+            (0, step, (0, step)),
+        ] {
+            let window = Window::aligned(start, end, step, 100).expect("intervals");
+            assert_eq!((window.bounds(), window.step()), (expected, step), "{start} {end}");
+        }
+        assert_eq!(Window::aligned(BASE, BASE, step, 0), Err(WindowError::Empty));
+        assert_eq!(Window::aligned(BASE, BASE + 1, 0, 0), Err(WindowError::NoStep));
+        assert_eq!(Window::aligned(u64::MAX - 1, u64::MAX, step, 0), Err(WindowError::Empty));
+        assert!(matches!(Window::aligned(BASE, BASE + 9 * step, step, 5), Err(WindowError::TooSmall { .. })));
+    }
 
     #[test]
     fn ranges_are_widened_to_steps_and_by_one_more() {

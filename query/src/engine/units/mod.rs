@@ -15,9 +15,12 @@
 
 mod candidates;
 mod examine;
+mod external;
 mod metrics;
 mod tags;
 mod trace;
+
+pub use self::external::{ExternalError, ExternalTraces};
 
 use std::sync::{
     Arc,
@@ -70,6 +73,7 @@ pub struct Units {
     scans: Arc<Semaphore>,
     concurrent_reads: usize,
     memory: Pool,
+    external: Option<ExternalTraces>,
 }
 
 impl Units {
@@ -93,7 +97,14 @@ impl Units {
             scans: Arc::new(Semaphore::new(settings.concurrent_scans.clamp(1, Semaphore::MAX_PERMITS))),
             concurrent_reads: settings.concurrent_reads.max(1),
             memory: Pool::new(settings.memory_bytes, settings.memory_bytes_per_query, "jobs", registry)?,
+            external: None,
         })
+    }
+
+    /// The units with a store that is not ours, for look-ups of traces.
+    #[must_use]
+    pub fn with_external(self, external: ExternalTraces) -> Self {
+        Self { external: Some(external), ..self }
     }
 
     async fn run_here(&self, query: QueryId, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
@@ -103,6 +114,10 @@ impl Units {
         let work = Work { cancelled: Arc::new(AtomicBool::new(false)), query, memory: self.memory.account(query) };
         Ok(match job {
             Job::Trace(job) => Answer::Trace(self.trace(tenant, job, &work).await?),
+            Job::ExternalTrace(job) => {
+                let failed = || QueryError::External { cause: "external mode is not enabled".to_owned() };
+                Answer::Trace(self.external.as_ref().ok_or_else(failed)?.trace(tenant, &job).await?)
+            }
             Job::Candidates(job) => Answer::Candidates(self.candidates(tenant, job, &work).await?),
             Job::Examine(job) => Answer::Examined(self.examine(job, &work).await?),
             Job::Tags(job) => Answer::Tags(self.tags(tenant, job, &work).await?),
