@@ -20,43 +20,27 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use prometheus::Registry;
-use storage::{
-    backend,
-    clock::{Clock, SystemClock},
-};
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
+use storage::clock::{Clock, SystemClock};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     auth::Credentials,
-    config::{Backend, COMPACTOR, Config, DISTRIBUTOR, INGESTER, METRICS_GENERATOR, Overrides, QUERIER, QUERY_FRONTEND, SINGLE_BINARY},
+    config::{Backend, COMPACTOR, Config, DISTRIBUTOR, INGESTER, METRICS_GENERATOR, Overrides, QUERIER, QUERY_FRONTEND, render_problems},
     grpc,
     http::{self, Admin},
-    listener, modules,
+    listener::{self, Serving},
+    modules,
     own_traces::OwnTraces,
     process,
+    refusals::refusals,
     resources::{Resources, Sizes},
     services::{Services, Shutdown, State},
-    tls::Listener,
+    tls::{Listener, Open},
     user_overrides::UserOverrides,
 };
 
 type StopFuture = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
-
-/// Targets beside those that run everything.
-const ROLES: &[&str] = &[DISTRIBUTOR, INGESTER, METRICS_GENERATOR, QUERY_FRONTEND, QUERIER, COMPACTOR];
-
-/// Targets of Tempo that this version can't run on their own.
-const OTHER_TARGETS: &[&str] = &[
-    "all-3.0",
-    "backend-scheduler",
-    "backend-worker",
-    "block-builder",
-    "live-store",
-    "metrics-generator-no-local-blocks",
-    "overrides-api",
-    "usage-report",
-];
 
 /// Tasks get this much time to end after they were asked to, unless a module says otherwise.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -103,7 +87,8 @@ struct Running {
 pub(crate) async fn run(config: Config, resources: Resources, sizes: Sizes) -> anyhow::Result<()> {
     let signal = process::stop_signal();
     tokio::pin!(signal);
-    check_target(&config)?;
+    let refusals = refusals(&config);
+    anyhow::ensure!(refusals.is_empty(), "failed to init module services:{}", render_problems(&refusals));
     let mut app = App::new(config, sizes)?;
     tracing::info!(
         version = process::COMPATIBLE_VERSION,
@@ -182,10 +167,6 @@ impl App {
     }
 
     async fn start(&mut self) -> anyhow::Result<()> {
-        // A distributor keeps nothing.
-        if self.config.target != DISTRIBUTOR {
-            check_backend(&self.config.storage.backend)?;
-        }
         self.services.set("modules", State::Starting);
         self.start_http().await?;
         let env = |name: &str| std::env::var(name).ok();
@@ -216,22 +197,41 @@ impl App {
         self.http_address = Some(address);
         let router = http::router(&self.admin, Credentials::read(&self.config.server.auth).context("rubato.auth")?);
         let timeouts = self.config.server.http_timeouts;
-        let listener = Listener::new(listener, self.config.server.http_tls.as_ref()).context("server.http_tls_config")?;
-        self.spawn("server", move |shutdown| listener::serve(listener, timeouts, router, shutdown));
+        let [http_open, grpc_open] = self.open_connections()?;
+        let listener = Listener::new(listener, self.config.server.http_tls.as_ref(), http_open).context("server.http_tls_config")?;
+        self.spawn("server", move |shutdown| listener::serve(listener, timeouts.into(), router, shutdown));
         let grpc = self.config.server.grpc.clone();
         let listener = http::bind(&grpc.endpoint).await?;
         let grpc_address = listener.local_addr()?;
         let router = grpc::router(&self.admin);
-        let listener = Listener::new(listener, grpc.tls.as_ref()).context("server.grpc_tls_config")?;
-        self.spawn("grpc-server", move |shutdown| grpc::serve(listener, grpc, router, shutdown));
+        let listener = Listener::new(listener, grpc.tls.as_ref(), grpc_open).context("server.grpc_tls_config")?;
+        self.spawn("grpc-server", move |shutdown| listener::serve(listener, Serving::from(&grpc), router, shutdown));
         if let Some(endpoint) = self.config.server.internal_endpoint.clone() {
             let listener = http::bind(&endpoint).await?;
-            let listener = Listener::new(listener, self.config.server.internal_tls.as_ref()).context("internal_server.http_tls_config")?;
+            // Its connections are those of probes, and not counted.
+            let open = Open::new(IntGauge::new("internal", "Connections of the internal server.")?, 0);
+            let tls = self.config.server.internal_tls.as_ref();
+            let listener = Listener::new(listener, tls, open).context("internal_server.http_tls_config")?;
             let router = http::internal_router(&self.admin);
-            self.spawn("internal-server", move |shutdown| listener::serve(listener, timeouts, router, shutdown));
+            self.spawn("internal-server", move |shutdown| listener::serve(listener, timeouts.into(), router, shutdown));
         }
         tracing::info!(http = address.to_string(), grpc = grpc_address.to_string(), "server listening on addresses");
         Ok(())
+    }
+
+    /// The connections of HTTP and of gRPC, and how many of each there may be.
+    fn open_connections(&self) -> prometheus::Result<[Open; 2]> {
+        let count = IntGaugeVec::new(Opts::new("tempo_tcp_connections", "Connections that are open."), &["protocol"])?;
+        let most = Opts::new("tempo_tcp_connections_limit", "Connections that may be open; 0 is as many as there are.");
+        let most = IntGaugeVec::new(most, &["protocol"])?;
+        self.registry.register(Box::new(count.clone()))?;
+        self.registry.register(Box::new(most.clone()))?;
+        let server = &self.config.server;
+        let limits = [("http", server.max_http_connections), ("grpc", server.max_grpc_connections)];
+        Ok(limits.map(|(protocol, limit)| {
+            most.with_label_values(&[protocol]).set(i64::try_from(limit).unwrap_or(i64::MAX));
+            Open::new(count.with_label_values(&[protocol]), limit)
+        }))
     }
 
     /// Runs a task as a module. It must end soon after its [`Shutdown`] is thrown; ending before that, or with an error, is a failure of the process.
@@ -340,32 +340,6 @@ fn banner(config: &Config, http: SocketAddr) -> String {
     )
 }
 
-/// Refuses targets that don't exist, and those that can't run on their own yet.
-fn check_target(config: &Config) -> anyhow::Result<()> {
-    let target = config.target.as_str();
-    if SINGLE_BINARY.contains(&target) || ROLES.contains(&target) {
-        return Ok(());
-    }
-    if OTHER_TARGETS.contains(&target) {
-        let roles = ROLES.join(", ");
-        bail!(
-            "failed to init module services: target \"{target}\" is not available in this version of Rubato: run the target all, or one of {roles}"
-        );
-    }
-    bail!("failed to init module services: unrecognised module name: {target}")
-}
-
-/// Refuses stores that don't exist.
-fn check_backend(backend: &Backend) -> anyhow::Result<()> {
-    match backend {
-        Backend::Store(backend::Settings::Local(path)) if path.as_os_str().is_empty() => {
-            bail!("failed to init module services: storage.trace.local.path is empty")
-        }
-        Backend::Store(_) => Ok(()),
-        Backend::Unknown(name) => bail!("failed to init module services: unknown backend {name}"),
-    }
-}
-
 /// Says once what the configuration holds that deserves a word.
 fn log_configuration(config: &Config) {
     for note in &config.notes {
@@ -422,28 +396,6 @@ mod tests {
         let resources = Resources { cpus: 1.0, memory_bytes: 1 << 30, memory_is_limited: true };
         let sizes = Sizes::new(&resources, &config);
         App::new(config, sizes).expect("an empty registry")
-    }
-
-    #[test]
-    fn targets() {
-        for (target, expected) in [
-            ("all", None),
-            ("scalable-single-binary", None),
-            ("query-frontend", None),
-            ("querier", None),
-            ("ingester", None),
-            ("distributor", None),
-            ("metrics-generator", None),
-            (
-                "live-store",
-                Some(
-                    "failed to init module services: target \"live-store\" is not available in this version of Rubato: run the target all, or one of distributor, ingester, metrics-generator, query-frontend, querier, compactor",
-                ),
-            ),
-            ("nonsense", Some("failed to init module services: unrecognised module name: nonsense")),
-        ] {
-            assert_eq!(check_target(&config(target)).err().map(|error| error.to_string()).as_deref(), expected);
-        }
     }
 
     #[tokio::test]

@@ -28,12 +28,14 @@ mod queries;
 mod query_tool;
 mod receivers;
 mod recent;
+mod refusals;
 mod resources;
 mod rings;
 mod service_graph;
 mod services;
 mod tls;
 mod trace;
+mod usage;
 mod user_overrides;
 mod write_path;
 

@@ -13,7 +13,9 @@ use crate::{
     queries,
     receivers::Receivers,
     recent::RecentData,
-    service_graph, user_overrides, write_path,
+    service_graph,
+    usage::Usage,
+    user_overrides, write_path,
 };
 use anyhow::Context as _;
 use axum::{
@@ -39,6 +41,7 @@ use storage::{
     compactor::{self, Compactor},
     id::Tenant,
     ownership::{Member, Ownership, Sole},
+    tls::Peers,
     wal::{self, Wal},
 };
 use tonic::service::Routes;
@@ -64,10 +67,8 @@ pub(crate) async fn start(app: &mut App) -> anyhow::Result<()> {
     reload_overrides(app).await?;
     // Ports first: if one is taken, nothing should have begun.
     let receivers = Receivers::bind(app).await?;
-    let shares_rates = app.config.cluster.shares_rate_limits;
-    let rings: &[Kind] = &[Kind::Ingester, Kind::Generator, Kind::Compactor, Kind::Distributor];
-    let rings = &rings[..rings.len() - usize::from(!shares_rates)];
-    let membership = Membership::start(app, rings, rings).await?;
+    let rings = Kind::watched(&app.config);
+    let membership = Membership::start(app, &rings).await?;
     let place = Membership::reserve(app, Kind::Ingester);
     for kind in [Kind::Generator, Kind::Compactor, Kind::Distributor] {
         join(app, &membership, kind)?;
@@ -82,25 +83,52 @@ pub(crate) async fn start(app: &mut App) -> anyhow::Result<()> {
     let dataflow = start_dataflow(app, part, &store, &blocklist, &snapshots).await?;
     generator::start_remote_write(app, &snapshots)?;
     compact(app, &store, &blocklist, ownership)?;
-    membership.join(app, place)?;
+    let usage = Usage::new(app)?;
     let more = |app: &App, engine: &Arc<query::Engine>| {
         let flush = Router::new().route("/flush", any(flush)).with_state(Arc::clone(&dataflow));
         let prefix = &app.config.http_api_prefix;
         let api = service_graph::ROUTES.iter().chain(generator::API_ROUTES).map(|route| format!("{prefix}{route}"));
-        let routes = api.chain(generator::ROUTES.iter().map(|&route| route.to_owned())).chain(["/flush".to_owned()]).collect();
-        (flush.merge(generator::router(app, &snapshots, &dataflow, engine)).merge(service_graphs.router(prefix)), routes)
+        let routes =
+            api.chain(generator::ROUTES.iter().map(|&route| route.to_owned())).chain(["/flush".to_owned()]).chain(usage.routes()).collect();
+        (
+            flush
+                .merge(usage.router(app))
+                .merge(generator::router(app, &snapshots, &dataflow, engine))
+                .merge(service_graphs.router(prefix)),
+            routes,
+        )
     };
-    queries::start_in_one_process(app, store, blocklist, Arc::new(RecentData(Arc::clone(&dataflow))), more)?;
-    let ingester = write_path::ingester(app, &wal, None)?;
+    // Where the ring is shared, others are pushed to and asked, too.
+    let rings = membership.rings(Kind::Ingester).filter(|_| app.config.cluster.ingester.store == KvStore::Memberlist);
+    let others = match &rings {
+        Some(rings) => membership.ingester_addresses(app).map(|addresses| (addresses, rings.clone())),
+        None => None,
+    };
+    let services = queries::start_in_one_process(app, &store, blocklist, Arc::new(RecentData(Arc::clone(&dataflow))), others, more)?;
+    let ingester = write_path::ingester(app, &wal, rings.clone())?;
+    let sink = match rings {
+        Some(rings) => {
+            let budget = ingest::Budget::for_pushes(write_path::budget_bytes(app)?, write_path::BUDGET_WAIT, &app.registry)?;
+            let services = write_path::pusher(app, ingester, budget, services)?;
+            app.admin.serve_grpc(services);
+            ingest::Sink::Ring(write_path::replicator(app, rings)?)
+        }
+        None => {
+            app.admin.serve_grpc(services);
+            ingest::Sink::Local(ingester)
+        }
+    };
+    // Whoever sees it in the ring may push.
+    membership.join(app, place)?;
     let distributors = membership.healthy_distributors(app);
-    let distributor = write_path::distributor(app, ingest::Sink::Local(ingester), distributors)?;
+    let distributor = write_path::distributor(app, sink, distributors, &usage)?;
     receivers.serve(app, &distributor)
 }
 
 /// Starts what the target `compactor` has. Called once the HTTP server answers `/ready` with 503.
 pub(crate) async fn start_compactor(app: &mut App) -> anyhow::Result<()> {
     reload_overrides(app).await?;
-    let membership = Membership::start(app, &[Kind::Compactor], &[Kind::Compactor]).await?;
+    let membership = Membership::start(app, &[Kind::Compactor]).await?;
     join(app, &membership, Kind::Compactor)?;
     let ownership = ownership(app, &membership);
     let store = open_bucket(app).await?;
@@ -115,7 +143,7 @@ pub(crate) async fn start_compactor(app: &mut App) -> anyhow::Result<()> {
 /// Starts what the target `query-frontend` has. Called once the HTTP server answers `/ready` with 503.
 pub(crate) async fn start_query_frontend(app: &mut App) -> anyhow::Result<()> {
     reload_overrides(app).await?;
-    Membership::start(app, &[], &[]).await?;
+    Membership::start(app, &[]).await?;
     let store = open_bucket(app).await?;
     // Whoever compacts builds the lists; a frontend does where nobody else did.
     let blocklist = poll_bucket(app, &store, false, &sole()).await?;
@@ -124,18 +152,19 @@ pub(crate) async fn start_query_frontend(app: &mut App) -> anyhow::Result<()> {
 
 /// Starts what the target `querier` has. Called once the HTTP server answers `/ready` with 503.
 pub(crate) async fn start_querier(app: &mut App) -> anyhow::Result<()> {
-    // Who is told where the ingesters are need not gossip.
-    let watched: &[Kind] = if app.config.querier.ingesters.is_empty() { &[Kind::Ingester] } else { &[] };
-    let membership = Membership::start(app, watched, &[]).await?;
-    let addresses = membership.ingester_addresses(app);
+    reload_overrides(app).await?;
+    let membership = Membership::start(app, &[]).await?;
+    let ring = membership.ingester_addresses(app).zip(membership.rings(Kind::Ingester));
     let store = open_bucket(app).await?;
-    queries::start_querier(app, store, addresses)
+    // For those who do not say which blocks they mean: frontends of Tempo that look traces up.
+    let blocklist = poll_bucket(app, &store, false, &sole()).await?;
+    queries::start_querier(app, store, blocklist, ring)
 }
 
 /// Starts what the target `ingester` has. Called once the HTTP server answers `/ready` with 503.
 pub(crate) async fn start_ingester(app: &mut App) -> anyhow::Result<()> {
     reload_overrides(app).await?;
-    let membership = Membership::start(app, &[Kind::Ingester], &[Kind::Ingester]).await?;
+    let membership = Membership::start(app, &[Kind::Ingester]).await?;
     let place = Membership::reserve(app, Kind::Ingester);
     let wal = open_wal(app).await?;
     let store = open_bucket(app).await?;
@@ -148,7 +177,8 @@ pub(crate) async fn start_ingester(app: &mut App) -> anyhow::Result<()> {
     let flush = Router::new().route("/flush", any(flush)).with_state(Arc::clone(&dataflow));
     let services = queries::recent_services(app, store, blocklist, Arc::new(RecentData(dataflow)))?;
     let ingester = write_path::ingester(app, &wal, membership.rings(Kind::Ingester))?;
-    let services = write_path::pusher(app, ingester, services)?;
+    let budget = ingest::Budget::new(write_path::budget_bytes(app)?, write_path::BUDGET_WAIT, &app.registry)?;
+    let services = write_path::pusher(app, ingester, budget, services)?;
     app.admin.serve_grpc(services);
     app.admin.serve_api(flush, vec!["/flush".to_owned()]);
     // Last: whoever sees it in the ring may push.
@@ -159,12 +189,8 @@ pub(crate) async fn start_ingester(app: &mut App) -> anyhow::Result<()> {
 /// Starts what the target `metrics-generator` has. Called once the HTTP server answers `/ready` with 503.
 pub(crate) async fn start_metrics_generator(app: &mut App) -> anyhow::Result<()> {
     reload_overrides(app).await?;
-    let membership = Membership::start(app, &[Kind::Ingester, Kind::Generator], &[Kind::Generator]).await?;
+    let membership = Membership::start(app, &[Kind::Generator]).await?;
     let place = Membership::reserve(app, Kind::Generator);
-    anyhow::ensure!(
-        app.config.cluster.generator.store == KvStore::Memberlist,
-        "metrics_generator.ring.kvstore.store: a metrics-generator finds ingesters by memberlist"
-    );
     let store = open_bucket(app).await?;
     let snapshots = Snapshots::default();
     let service_graphs = service_graph::start(app, &snapshots)?;
@@ -188,21 +214,17 @@ pub(crate) async fn start_distributor(app: &mut App) -> anyhow::Result<()> {
     reload_overrides(app).await?;
     let receivers = Receivers::bind(app).await?;
     let own: &[Kind] = if app.config.cluster.shares_rate_limits { &[Kind::Distributor] } else { &[] };
-    let watched = [&[Kind::Ingester, Kind::Generator], own].concat();
-    let membership = Membership::start(app, &watched, own).await?;
+    let membership = Membership::start(app, own).await?;
     for kind in own {
         join(app, &membership, *kind)?;
     }
     let ingesters = membership.rings(Kind::Ingester);
-    let ingesters = ingesters.context("ingester.lifecycler.ring.kvstore.store is empty: a distributor finds ingesters by their ring")?;
-    anyhow::ensure!(
-        app.config.cluster.ingester.store == KvStore::Memberlist,
-        "ingester.lifecycler.ring.kvstore.store: \"inmemory\" is a ring of this process alone: a distributor finds ingesters by memberlist"
-    );
+    let ingesters = ingesters.context("a distributor finds ingesters by their ring")?;
     let replicator = write_path::replicator(app, ingesters)?;
     let distributors = membership.healthy_distributors(app);
-    let distributor = write_path::distributor(app, ingest::Sink::Ring(replicator), distributors)?;
-    app.admin.serve_api(Router::new(), Vec::new());
+    let usage = Usage::new(app)?;
+    let distributor = write_path::distributor(app, ingest::Sink::Ring(replicator), distributors, &usage)?;
+    app.admin.serve_api(usage.router(app), usage.routes());
     app.admin.serve_grpc(Routes::default());
     receivers.serve(app, &distributor)
 }
@@ -323,9 +345,6 @@ async fn open_bucket(app: &App) -> anyhow::Result<Store> {
 /// The caches that the bucket is read through.
 fn start_cache(app: &App) -> anyhow::Result<Cache> {
     let config = &app.config.storage.cache;
-    if let Some(key) = &config.unavailable {
-        anyhow::bail!("{key} is not available in this version of Rubato: caches are in the process and in memcached without TLS");
-    }
     let settings = cache::Settings { local_bytes: app.sizes.cache_bytes / 2, ..config.settings.clone() };
     Ok(Cache::start(settings, Arc::clone(&app.clock), &app.registry)?)
 }
@@ -367,8 +386,10 @@ fn mesh(app: &App, membership: &Membership, role: Role) -> anyhow::Result<Option
     let listen = cluster.mesh.listen;
     let listener = std::net::TcpListener::bind(listen).with_context(|| format!("listen on {listen} for the dataflow"))?;
     tracing::info!(address = %me.address, id = me.id, role = ?me.role, "dataflow listens for other processes");
-    let settings = dataflow::cluster::Settings { cluster: cluster.memberlist.rest.label.clone(), ..dataflow::cluster::Settings::default() };
-    Ok(Some(Mesh { settings, me, listener, candidates }))
+    let (label, alike) = (cluster.memberlist.rest.label.clone(), app.config.of_one_dataflow());
+    let settings = dataflow::cluster::Settings { cluster: label, alike, ..dataflow::cluster::Settings::default() };
+    let peers = Peers::new(cluster.mesh.tls.as_ref()).context("rubato.dataflow")?;
+    Ok(Some(Mesh { settings, me, listener, peers, candidates }))
 }
 
 /// Starts the dataflow and waits until it has recovered.
@@ -515,6 +536,7 @@ impl ingest::Overrides for TenantLimits {
             max_bytes_per_trace: limits.max_bytes_per_trace,
             max_attribute_bytes: usize::try_from(limits.max_attribute_bytes).unwrap_or(usize::MAX),
             retry_info_enabled: limits.retry_info_enabled,
+            cost_attribution: limits.cost_attribution.clone(),
         })
     }
 }

@@ -1,43 +1,58 @@
 //! The query path of a process: all of it in one, or the part of a query-frontend or a querier.
 //!
 //! ```text
-//!  all             HTTP, gRPC ─► Engine ─► Frontend ─► workers here ─► Units ─► bucket, recent data of this process
+//!  all             HTTP, gRPC ─► Engine ─► Frontend ─► workers here ─► Units ─► bucket, recent data of this process (or of all in its ring)
 //!                                              └─► queriers, if any connect           └─► rubato.Recent, tempopb.Querier
 //!  query-frontend  HTTP, gRPC ─► Engine ─► Frontend ─► queriers
 //!  querier         frontends ─► Workers ─► Units ─► bucket, and rubato.Recent of the processes that take spans in
+//!                  (of Tempo:)      └─► /querier/api/… ─► Engine ─┘
 //! ```
 
 use std::{sync::Arc, time::Duration};
 
+use anyhow::Context as _;
 use axum::Router;
 use prometheus::Registry;
 use query::{
-    Engine, Recent, RecentSource, Units,
+    Engine, ExternalTraces, Recent, RecentSource, Units,
     frontend::{Frontend, FrontendService},
     job::Runner,
     querier::{Addresses, Ingesters, RecentService, Workers, look_up},
 };
-use storage::{backend::Store, blocklist::Blocklist, cache::Role};
+use storage::{backend::Store, blocklist::Blocklist, cache::Role, ring::Rings, tls::Connector};
 use tonic::service::{Routes, RoutesBuilder};
 
-use crate::{app::App, modules::TenantLimits, process, user_overrides};
+use crate::{app::App, modules::TenantLimits, process, user_overrides, write_path};
 
 /// What an opened block keeps in memory at most: bloom shards and dictionaries, 1 MiB each.
 const OPEN_BLOCK_BYTES: u64 = 2 << 20;
 
-/// The whole path in the process that has the recent data. `more` is asked for routes beside the API, and their paths.
+/// Where the ingesters are, and who of them has what.
+pub(crate) type Ring = (Addresses, Rings);
+
+/// The whole path in the process that has the recent data, which is asked for it with `others` if there are any. Returns what is to be served by
+/// gRPC. `more` is asked for routes beside the API, and their paths.
 pub(crate) fn start_in_one_process(
     app: &mut App,
-    store: Store,
+    store: &Store,
     blocklist: Blocklist,
     recent: Arc<dyn Recent>,
+    others: Option<Ring>,
     more: impl FnOnce(&App, &Arc<Engine>) -> (Router, Vec<String>),
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Routes> {
     let settings = settings(app)?;
-    let frontend = frontend(app, &store)?;
-    let units: Arc<dyn Runner> =
-        Arc::new(Units::new(&settings, store, Some(blocklist.clone()), RecentSource::Here(recent), &app.registry)?);
-    let workers = (Arc::clone(&frontend), Arc::clone(&units), app.config.query_frontend.concurrent_workers);
+    let frontend = frontend(app, store)?;
+    let units = |recent, registry: &Registry| -> anyhow::Result<Arc<dyn Runner>> {
+        let units = Units::new(&settings, store.clone(), Some(blocklist.clone()), recent, registry)?;
+        Ok(Arc::new(with_external(app, units)?))
+    };
+    let here = units(RecentSource::Here(recent), &app.registry)?;
+    let everywhere = match others {
+        // What its jobs take is theirs: the rest of a query does not run where it is asked.
+        Some(ring) => units(RecentSource::Elsewhere(Arc::new(ingesters(app, ring)?)), &Registry::new())?,
+        None => Arc::clone(&here),
+    };
+    let workers = (Arc::clone(&frontend), everywhere, app.config.query_frontend.concurrent_workers);
     app.spawn("query-workers", async move |mut shutdown| {
         let (frontend, units, concurrency) = workers;
         tokio::select! {
@@ -46,8 +61,18 @@ pub(crate) fn start_in_one_process(
         }
         Ok(())
     });
-    let services = recent_builder(app, units, &settings)?;
-    serve(app, frontend, settings, blocklist, services, more)
+    let services = recent_builder(app, here, &settings)?;
+    serve(app, frontend, settings, (store.clone(), blocklist), services, more)
+}
+
+/// The units, with the store of traces that is not ours, if there is one.
+fn with_external(app: &App, units: Units) -> anyhow::Result<Units> {
+    let querier = &app.config.querier;
+    if querier.external_endpoint.is_empty() {
+        return Ok(units);
+    }
+    let external = ExternalTraces::new(&querier.external_endpoint, querier.external_timeout, &app.registry);
+    Ok(units.with_external(external.context("querier.trace_by_id.external.endpoint")?))
 }
 
 /// The recent data of this process, for others to ask.
@@ -57,17 +82,20 @@ pub(crate) fn recent_services(app: &App, store: Store, blocklist: Blocklist, rec
     Ok(recent_builder(app, units, &settings)?.routes())
 }
 
-/// `rubato.Recent` for our queriers, `tempopb.Querier` for Tempo's.
+/// `rubato.Recent` for our queriers, `tempopb.Querier` and `tempopb.Metrics` for Tempo's.
 fn recent_builder(app: &App, units: Arc<dyn Runner>, settings: &query::Settings) -> anyhow::Result<RoutesBuilder> {
     let grpc = &app.config.server.grpc;
     // Answers are as large as queriers take them.
     let max_answer_bytes = app.config.querier.workers.max_receive_bytes;
     let (receive, send) = (grpc.max_receive_bytes, grpc.max_send_bytes);
     let for_tempo = engine(app, Arc::clone(&units), settings.clone(), Blocklist::new(), &Registry::new())?;
+    let metrics = query::recent_metrics(Arc::clone(&for_tempo), api_settings(app)?);
+    let metrics = metrics.max_decoding_message_size(receive).max_encoding_message_size(send);
     let for_tempo = query::recent_querier(for_tempo, api_settings(app)?).max_decoding_message_size(receive).max_encoding_message_size(send);
     let mut services = Routes::builder();
     services.add_service(RecentService::new(units).into_server(receive, max_answer_bytes));
     services.add_service(for_tempo);
+    services.add_service(metrics);
     Ok(services)
 }
 
@@ -81,39 +109,58 @@ pub(crate) fn start_frontend(app: &mut App, store: &Store, blocklist: Blocklist)
     };
     app.admin.check_ready_by(vec![Box::new(check)]);
     let settings = settings(app)?;
-    serve(app, frontend, settings, blocklist, Routes::builder(), |_, _| (Router::new(), Vec::new()))
+    let services = serve(app, frontend, settings, (store.clone(), blocklist), Routes::builder(), |_, _| (Router::new(), Vec::new()))?;
+    app.admin.serve_grpc(services);
+    Ok(())
 }
 
-/// A querier without an API. It asks the ingesters of `ring`, unless it is told where they are.
-pub(crate) fn start_querier(app: &mut App, store: Store, ring: Option<Addresses>) -> anyhow::Result<()> {
+/// A querier. It asks the ingesters of `ring`, unless it is told where they are. Its own API is what frontends of Tempo ask for.
+pub(crate) fn start_querier(app: &mut App, store: Store, blocklist: Blocklist, ring: Option<Ring>) -> anyhow::Result<()> {
     let config = Arc::clone(&app.config);
     let querier = &config.querier;
-    let needs = |key: &str| format!("the target \"querier\" needs {key}: host:port, several of them separated by commas");
-    anyhow::ensure!(!querier.workers.frontends.is_empty(), needs("querier.frontend_worker.frontend_address"));
     let mut workers = querier.workers.clone();
     if workers.id.is_empty() {
         let host = std::env::var("HOSTNAME").ok().filter(|host| !host.is_empty()).unwrap_or_else(|| "querier".to_owned());
         // Several may run on one host.
         workers.id = format!("{host}-{}", std::process::id());
     }
-    let addresses = match ring {
-        Some(ring) if querier.ingesters.is_empty() => ring,
-        None if querier.ingesters.is_empty() => {
-            anyhow::bail!("{}, or a ring: ingester.lifecycler.ring.kvstore.store: memberlist", needs("rubato.querier.ingester_address"))
+    let ingesters = match ring {
+        Some(ring) if querier.ingesters.is_empty() => ingesters(app, ring)?,
+        _ => {
+            let addresses = ingester_addresses(app, querier.ingesters.clone(), workers.lookup_interval);
+            let ingesters = Ingesters::new(addresses, workers.max_receive_bytes, &app.registry)?;
+            ingesters.with_connector(write_path::ingester_connector(&config)?)
         }
-        _ => ingester_addresses(app, querier.ingesters.clone(), workers.lookup_interval),
     };
-    let ingesters = Ingesters::new(addresses, workers.max_receive_bytes, &app.registry)?;
     let recent = RecentSource::Elsewhere(Arc::new(ingesters));
-    let units = Units::new(&settings(app)?, store, None, recent, &app.registry)?;
-    let workers = Arc::new(Workers::new(workers, Arc::new(units), &app.registry)?);
+    let settings = settings(app)?;
+    // The blocks of our frontends are those that they name, whatever is on the list here.
+    let units = with_external(app, Units::new(&settings, store.clone(), None, recent, &app.registry)?)?;
+    let units: Arc<dyn Runner> = Arc::new(units);
+    let engine = engine(app, Arc::clone(&units), settings, blocklist, &Registry::new())?;
+    let api = query::querier_router(&engine, store, &api_settings(app)?)?;
+    let frontends = Connector::new(querier.frontend_tls.clone()).context("querier.frontend_worker.grpc_client_config")?;
+    let workers = Workers::new(workers, units, &app.registry)?.with_connector(frontends).with_http(api.clone());
+    let workers = Arc::new(workers);
     app.spawn("querier", async move |mut shutdown| {
         workers.run(shutdown.wait()).await;
         Ok(())
     });
-    app.admin.serve_api(Router::new(), Vec::new());
+    app.admin.serve_api(api, querier_routes(app).collect());
     app.admin.serve_grpc(Routes::default());
     Ok(())
+}
+
+/// The ingesters of a ring.
+fn ingesters(app: &App, (addresses, rings): Ring) -> anyhow::Result<Ingesters> {
+    let ingesters = Ingesters::new(addresses, app.config.querier.workers.max_receive_bytes, &app.registry)?;
+    Ok(ingesters.with_connector(write_path::ingester_connector(&app.config)?).with_rings(rings))
+}
+
+/// Path templates below `/querier`.
+fn querier_routes(app: &App) -> impl Iterator<Item = String> {
+    let prefix = app.config.http_api_prefix.clone();
+    ROUTES.iter().take(QUERIES).filter(|route| **route != INSTANT).map(move |route| format!("/querier{prefix}{route}"))
 }
 
 /// Where the processes are that take spans in: what the configured names stand for, looked up again and again.
@@ -141,15 +188,15 @@ fn frontend(app: &mut App, store: &Store) -> anyhow::Result<Arc<Frontend>> {
     Ok(frontend)
 }
 
-/// Puts the API and the services in.
+/// Puts the API in, and adds its services to those of gRPC.
 fn serve(
     app: &App,
     frontend: Arc<Frontend>,
     settings: query::Settings,
-    blocklist: Blocklist,
+    (store, blocklist): (Store, Blocklist),
     mut services: RoutesBuilder,
     more: impl FnOnce(&App, &Arc<Engine>) -> (Router, Vec<String>),
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Routes> {
     let grpc = &app.config.server.grpc;
     let runner: Arc<dyn Runner> = Arc::<Frontend>::clone(&frontend);
     let (engine, api) = (engine(app, runner, settings, blocklist, &app.registry)?, api_settings(app)?);
@@ -167,11 +214,13 @@ fn serve(
         None => more,
     };
     let prefix = &app.config.http_api_prefix;
-    let internal = ROUTES.iter().take(QUERIES).map(|route| format!("/querier{prefix}{route}"));
-    let routes = ROUTES.iter().map(|route| format!("{prefix}{route}")).chain(internal).chain(paths).collect();
-    app.admin.serve_grpc(services.routes());
-    app.admin.serve_api(query::router(engine, api).merge(more), routes);
-    Ok(())
+    if api.mcp_enabled {
+        paths.push(format!("{prefix}/api/mcp"));
+    }
+    let routes = ROUTES.iter().map(|route| format!("{prefix}{route}")).chain(querier_routes(app)).chain(paths).collect();
+    let internal = query::querier_router(&engine, store, &api)?;
+    app.admin.serve_api(query::router(engine, api).merge(internal).merge(more), routes);
+    Ok(services.routes())
 }
 
 fn engine(
@@ -196,6 +245,7 @@ fn settings(app: &App) -> anyhow::Result<query::Settings> {
         metrics_concurrent_jobs: config.query_frontend.metrics_concurrent_jobs,
         trace_shards: config.query_frontend.trace_shards,
         concurrent_shards: config.query_frontend.concurrent_shards,
+        external_traces: config.query_frontend.external_traces,
         concurrent_scans: app.sizes.async_threads,
         // The other half is the cache's.
         open_blocks: usize::try_from(app.sizes.cache_bytes / 2 / OPEN_BLOCK_BYTES)?.clamp(16, query::Settings::default().open_blocks),
@@ -225,6 +275,7 @@ fn api_settings(app: &App) -> anyhow::Result<query::ApiSettings> {
         max_packet_bytes: usize::try_from(config.query.max_packet_bytes)?,
         max_metrics_duration: config.query.max_metrics_duration.unwrap_or_default(),
         metrics: config.query.metrics,
+        mcp_enabled: config.query.mcp_enabled,
         slos: config.query.slos,
         build: query::BuildInfo {
             version: process::COMPATIBLE_VERSION.to_owned(),
@@ -238,13 +289,16 @@ fn api_settings(app: &App) -> anyhow::Result<query::ApiSettings> {
 /// How many of them are queries, which are answered below `/querier`, too.
 const QUERIES: usize = 9;
 
+/// The one of them that is not cut into jobs of its own kind: frontends ask queriers for ranges of one step.
+const INSTANT: &str = "/api/metrics/query";
+
 /// Path templates of the query API, for `/status/endpoints`.
 const ROUTES: &[&str] = &[
     "/api/traces/{traceID}",
     "/api/v2/traces/{traceID}",
     "/api/search",
     "/api/metrics/query_range",
-    "/api/metrics/query",
+    INSTANT,
     "/api/search/tags",
     "/api/v2/search/tags",
     "/api/search/tag/{tagName}/values",

@@ -3,6 +3,7 @@
 //! ```text
 //!  all           receivers ─► distributor ─► ingester ─► log                      no calls between processes
 //!  distributor   receivers ─► distributor ─► replicator ─► ingesters of the ring  no log
+//!  scalable-single-binary: both                                                  each process, for all of them
 //!  ingester                   pushes over gRPC ─► ingester ─► log                 no receivers
 //! ```
 
@@ -10,11 +11,11 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{body::Body, extract::Request, routing::any};
-use storage::{ring::Rings, wal::Wal};
+use storage::{ring::Rings, tls::Connector, wal::Wal};
 use tokio::sync::watch;
 use tonic::service::Routes;
 
-use crate::{app::App, modules::TenantLimits};
+use crate::{app::App, config::Config, modules::TenantLimits, usage::Usage};
 
 /// Bytes of requests between socket and log, or between socket and ingesters, at most.
 const MAX_BUDGET_BYTES: u64 = 256 << 20;
@@ -43,9 +44,6 @@ pub(crate) fn ingester(app: &App, wal: &Wal, rings: Option<Rings>) -> anyhow::Re
 pub(crate) fn replicator(app: &mut App, rings: Rings) -> anyhow::Result<ingest::Replicator> {
     let settings = &app.config.settings;
     let client = |key: &str| format!("ingester_client.grpc_client_config.{key}");
-    if settings.flag(&client("tls_enabled")) {
-        anyhow::bail!("{} is not available in this version of Rubato: remove it to write to ingesters without", client("tls_enabled"));
-    }
     let pool = |key: &str| format!("ingester_client.pool_config.{key}");
     let budget_bytes = budget_bytes(app)?;
     let checks_health = settings.flag(&pool("healthcheckenabled"));
@@ -61,7 +59,8 @@ pub(crate) fn replicator(app: &mut App, rings: Rings) -> anyhow::Result<ingest::
         max_late_bytes: budget_bytes / 8,
     };
     let budget = ingest::Budget::for_replication(budget_bytes, BUDGET_WAIT, &app.registry)?;
-    let replicator = ingest::Replicator::new(replicator_settings, rings, budget, &app.registry)?;
+    let connector = ingester_connector(&app.config)?;
+    let replicator = ingest::Replicator::new(replicator_settings, rings, budget, connector, &app.registry)?;
     let watched = replicator.clone();
     app.spawn("ingester-clients", async move |mut shutdown| {
         watched.run(shutdown.wait()).await;
@@ -70,11 +69,17 @@ pub(crate) fn replicator(app: &mut App, rings: Rings) -> anyhow::Result<ingest::
     Ok(replicator)
 }
 
+/// How ingesters are connected to.
+pub(crate) fn ingester_connector(config: &Config) -> anyhow::Result<Connector> {
+    Connector::new(config.ingester_client_tls.clone()).context("ingester_client.grpc_client_config")
+}
+
 /// The distributor of this process. `distributors` is how many of them are healthy in the cluster, if there is one. Once per process.
 pub(crate) fn distributor(
     app: &App,
     sink: ingest::Sink,
     distributors: Option<watch::Receiver<usize>>,
+    usage: &Usage,
 ) -> anyhow::Result<ingest::Distributor> {
     let config = &app.config;
     let written = config.settings.written("distributor.retry_after_on_resource_exhausted").is_some();
@@ -89,15 +94,18 @@ pub(crate) fn distributor(
         },
         ..ingest::DistributorSettings::default()
     };
-    Ok(ingest::Distributor::new(settings, sink, limits(app), Arc::clone(&app.clock), &app.registry)?)
+    let distributor = ingest::Distributor::new(settings, sink, limits(app), Arc::clone(&app.clock), &app.registry)?;
+    Ok(match usage.tracker() {
+        Some(tracker) => distributor.with_usage(tracker),
+        None => distributor,
+    })
 }
 
 /// Adds `tempopb.Pusher` to the services of the gRPC port, with the module that refuses pushes once the process is to end: it must be stopped before
 /// the log is. Once per process.
-pub(crate) fn pusher(app: &mut App, ingester: ingest::Ingester, services: Routes) -> anyhow::Result<Routes> {
+pub(crate) fn pusher(app: &mut App, ingester: ingest::Ingester, budget: ingest::Budget, services: Routes) -> anyhow::Result<Routes> {
     let settings =
         ingest::PusherSettings { max_message_bytes: app.config.server.grpc.max_receive_bytes, ..ingest::PusherSettings::default() };
-    let budget = ingest::Budget::new(budget_bytes(app)?, BUDGET_WAIT, &app.registry)?;
     let pusher = ingest::Pusher::new(settings, ingester, budget, &app.registry)?;
     let closing = pusher.clone();
     app.started("pusher", move || async move {

@@ -332,6 +332,8 @@ impl Committer {
                     }
                 }
                 self.metrics.blocks_flushed.inc();
+                // The manifest that lists it is there: both happen at once here.
+                self.metrics.blocks_cleared.inc();
             }
             self.metrics.commits.inc();
             let Manifest { sequence, tick, .. } = next;

@@ -29,7 +29,7 @@ use storage::{
 use timely::dataflow::{InputHandleVec, operators::probe};
 use tokio::runtime::Handle;
 
-use crate::{cluster::Lost, commit::Mark, metrics::Metrics, records::place, tick::Ticks};
+use crate::{cluster::Lost, commit::Mark, metrics::Metrics, records::place, seat::Seat, tick::Ticks, worker::hash};
 
 /// Batches that may wait between the reader and the worker, each of about [`BATCH_BYTES`].
 const QUEUE: usize = 4;
@@ -130,6 +130,8 @@ pub(crate) struct ReaderThread {
     pub(crate) log: usize,
     /// Records before this were counted by a generation before.
     pub(crate) counted: Position,
+    /// Where there are other processes.
+    pub(crate) seat: Seat,
 }
 
 impl ReaderThread {
@@ -172,6 +174,14 @@ impl ReaderThread {
     fn split(&self, records: &[Record], walk: &mut Walk) -> Batch {
         let mut segments = Vec::new();
         let mut bytes = 0;
+        let (owners, here) = (self.seat.trace_workers(), self.seat.workers(self.seat.index));
+        // Timely asks what is to travel for its size more than once; made here, off the worker's thread, its bytes are made once.
+        let travels = |segment: &Segment| {
+            let owner = owners.of(hash(&segment.tenant, segment.trace_id));
+            !usize::try_from(owner).is_ok_and(|owner| here.contains(&owner))
+        };
+        let is_shared = self.seat.processes() > 1;
+        let packed = |segment: Segment| if is_shared && travels(&segment) { segment.compacted() } else { segment };
         for record in records {
             bytes += record.body.len();
             // A body of its own: a slice would keep all that was read with it in memory, for as long as any tenant's block waits.
@@ -181,7 +191,7 @@ impl ReaderThread {
                     let at = u64::try_from(record.at.as_nanos()).unwrap_or(u64::MAX);
                     let split = Segment::split(&record.tenant, place(self.log, record.position), &body, walk);
                     let counted = record.position < self.counted;
-                    segments.extend(split.into_iter().map(|segment| Arrived { segment, at, counted }));
+                    segments.extend(split.into_iter().map(|segment| Arrived { segment: packed(segment), at, counted }));
                 }
                 Err(error) => {
                     tracing::error!(%error, position = record.position.0, "record passed its checksum but is not OTLP, skipping it");
@@ -344,6 +354,7 @@ mod tests {
     use storage::{clock::SystemClock, id::Tenant, wal};
 
     use super::*;
+    use crate::cluster::Role;
 
     #[tokio::test]
     async fn a_record_that_is_kept_keeps_no_others_in_memory() {
@@ -374,6 +385,7 @@ mod tests {
             metrics: Arc::new(Metrics::new(&registry).expect("nothing is registered")),
             log: 0,
             counted: Position::default(),
+            seat: Seat { index: 0, threads: 1, roles: [Role::Ingester].into() },
         };
         let mut records = Vec::new();
         thread.reader.read(BATCH_BYTES, &mut records).expect("read");

@@ -198,6 +198,7 @@ pub(crate) fn run(host: &Host, formation: Formation, epoch: Option<Epoch>) -> Re
                 metrics: Arc::clone(metrics),
                 log: seat.index,
                 counted,
+                seat: seat.clone(),
             };
             Some((reader, from, replay_to))
         }
@@ -221,11 +222,12 @@ pub(crate) fn run(host: &Host, formation: Formation, epoch: Option<Epoch>) -> Re
         restored: Arc::new(restored),
         ledger: Arc::clone(&ledger),
     });
-    if let (Some(keeper), Some(generator)) = (keeper.as_ref().filter(|_| manifest.generator.is_some()), &generator) {
+    let recovered = manifest.generator.is_some().then_some(tick);
+    if let (Some(keeper), Some(generator)) = (keeper.as_ref().filter(|_| recovered.is_some()), &generator) {
         let (mut routes, ours) = (generator.routes.clone(), seat.workers(seat.index));
         let series = generator.restored.contents.series.iter();
         let ours = series.filter(|there| ours.contains(&usize::try_from(routes.of(&there.series)).unwrap_or(usize::MAX)));
-        keeper.publish(sequence, tick, ours);
+        keeper.publish(sequence, tick, Some(tick), ours);
     }
     let generators: Vec<_> = (0..workers).map(|_| Mutex::new(generator.clone())).collect();
     drop(generator);
@@ -316,7 +318,7 @@ pub(crate) fn run(host: &Host, formation: Formation, epoch: Option<Epoch>) -> Re
         shared: Arc::clone(&shared),
         wal,
         blocklist: components.blocklist.clone(),
-        books: keeper.map(|keeper| Books { keeper, ledger, manifests: components.manifests.clone() }),
+        books: keeper.map(|keeper| Books { keeper, recovered, ledger, manifests: components.manifests.clone() }),
         answers: Some(answers),
     };
     let steward_task = runtime.spawn(steward.run(ordered));

@@ -35,6 +35,7 @@ use storage::{
     id::{BlockId, Tenant, TraceId},
     recent::{Coverage, RecentAnswer, RecentPart, RecentTrace},
     segment::Segment,
+    tls::Peers,
     wal::{Wal, WalError},
 };
 use tokio::{
@@ -98,6 +99,8 @@ pub struct Mesh {
     pub me: Candidate,
     /// Where the others reach it: bound to what [`Candidate::address`] says, or behind it.
     pub listener: TcpListener,
+    /// How it and the others speak with each other. Alike in all members.
+    pub peers: Peers,
     /// What gossip knows: everybody who says that they take part, reachable or not. It must not forget a process merely because it is
     /// silent.
     pub candidates: watch::Receiver<Arc<[Candidate]>>,
@@ -269,9 +272,10 @@ impl Dataflow {
                 0
             }
         };
-        let Mesh { settings: of_mesh, me, listener, candidates } = mesh;
+        let Mesh { settings: of_mesh, me, listener, peers, candidates } = mesh;
         let of_mesh = cluster::Settings { threads: settings.workers.max(1), wire: WIRE, ..of_mesh };
-        let cluster = Cluster::start(of_mesh, me, newest, listener, candidates, metrics).map_err(|error| failed(Box::new(error)))?;
+        let cluster = Cluster::start(of_mesh, me, newest, listener, peers, candidates, metrics);
+        let cluster = cluster.map_err(|error| failed(Box::new(error)))?;
         let cluster = Arc::new(cluster);
         let asking = cluster.asking();
         let membership = Membership { formations: Arc::clone(&cluster) as _, tails: Arc::new(MeshTails(cluster)) };

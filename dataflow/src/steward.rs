@@ -80,6 +80,8 @@ impl Staff {
 #[derive(Debug)]
 pub(crate) struct Books {
     pub(crate) keeper: Keeper,
+    /// The tick of the manifest that series were taken up from.
+    pub(crate) recovered: Option<u64>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) manifests: ManifestStore,
 }
@@ -177,7 +179,7 @@ impl Steward {
 
     /// Writes what our workers had come to as of the tick.
     async fn keep(&self, tick: u64, sequence: u64, before: &mut Option<Kept>, contents: &mut Contents) -> Result<Kept, String> {
-        let Some(Books { keeper, ledger, manifests }) = &self.books else { return Ok(Kept::default()) };
+        let Some(Books { keeper, ledger, manifests, .. }) = &self.books else { return Ok(Kept::default()) };
         let Some(generated) = ledger.take(tick) else { return Err(format!("nothing is known of tick {tick}")) };
         let kept = keeper.write(manifests, sequence, tick, &generated, before.as_ref()).await?;
         *contents = generated.contents;
@@ -189,8 +191,8 @@ impl Steward {
         for (meta, _) in committed.blocks.iter().filter(|(_, is_live)| *is_live) {
             self.blocklist.add(meta.clone());
         }
-        if let Some(Books { keeper, .. }) = &self.books {
-            keeper.publish(committed.sequence, committed.tick, &contents.series);
+        if let Some(Books { keeper, recovered, .. }) = &self.books {
+            keeper.publish(committed.sequence, committed.tick, *recovered, &contents.series);
         }
         let ids: Arc<[BlockId]> = committed.blocks.iter().map(|(meta, _)| meta.block_id).collect();
         for sender in &self.staff.senders {

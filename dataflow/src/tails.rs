@@ -20,11 +20,11 @@ use storage::{
     id::{SpanKey, Tenant, TraceId},
     otlp::{self, Slice, Walk},
     segment::{Segment, SpanRef},
+    tls::Connection as Connected,
     wal::{Position, Wal},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter},
-    net::TcpStream,
     runtime::Handle,
     sync::{Semaphore, mpsc},
 };
@@ -138,14 +138,14 @@ impl Ends {
     }
 
     /// Answers the members that ask over the mesh, until there is no mesh any more.
-    pub(crate) async fn answer_all(self, mut asking: mpsc::Receiver<std::net::TcpStream>) {
+    pub(crate) async fn answer_all(self, mut asking: mpsc::Receiver<Connected>) {
         let room = Arc::new(Semaphore::new(MAX_ANSWERS));
         while let Some(socket) = asking.recv().await {
             let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
             let ends = self.clone();
             tokio::spawn(async move {
                 let answered = async {
-                    let mut socket = BufWriter::new(TcpStream::from_std(socket)?);
+                    let mut socket = BufWriter::new(socket);
                     ends.answer(&mut socket).await
                 };
                 if let Err(error) = within(FETCH_TIMEOUT, answered).await {

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use prometheus::IntGauge;
 use storage::{
     backend::Store,
     block::{self, Encoded, Meta, TraceSegments},
@@ -60,7 +61,9 @@ impl Uploader {
         while self.tasks.try_join_next().is_some() {}
         let Pool { store, settings, encoders, runtime, clock, metrics } = self.pool.clone();
         let (results, worker) = (self.results.clone(), self.worker.clone());
+        let queued = Queued::new(&metrics.flush_queue);
         let task = async move {
+            let _queued = queued;
             let block_id = job.block_id;
             let outcome = loop {
                 let Ok(permit) = Arc::clone(&encoders).acquire_owned().await else { return };
@@ -90,6 +93,22 @@ impl Uploader {
             }
         };
         self.tasks.spawn_on(task, &runtime);
+    }
+}
+
+/// A job that is not on the bucket yet. Counted until it is dropped.
+struct Queued(IntGauge);
+
+impl Queued {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

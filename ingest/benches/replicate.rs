@@ -19,6 +19,7 @@ use storage::{
     id::Tenant,
     ring::{Instance, Ring, Settings, State},
     synthetic,
+    tls::Connector,
     wal::{AppendError, Position},
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -95,7 +96,8 @@ async fn cluster(nodes: usize, replication_factor: usize, compression: Compressi
     let budget = Budget::for_replication(256 << 20, Duration::from_secs(5), &registry).expect("fresh registry");
     let settings = ReplicatorSettings { compression, ..ReplicatorSettings::default() };
     // The sender may go: the ring stays as it is.
-    let replicator = Replicator::new(settings, watch::channel(Arc::new(ring)).1, budget, &registry).expect("fresh registry");
+    let replicator =
+        Replicator::new(settings, watch::channel(Arc::new(ring)).1, budget, Connector::default(), &registry).expect("fresh registry");
     (distributor(Sink::Ring(replicator), &registry), registry)
 }
 

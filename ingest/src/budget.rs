@@ -62,6 +62,17 @@ impl Budget {
         Self::with(total, max_wait, in_flight, refused, registry)
     }
 
+    /// The same for pushes of other processes, where this one has receivers, too: what it pushes must not wait for what it is pushed.
+    ///
+    /// # Errors
+    /// A metric of the same name is registered already.
+    pub fn for_pushes(total: usize, max_wait: Duration, registry: &Registry) -> Result<Self, prometheus::Error> {
+        let in_flight = IntGauge::new("rubato_ingester_pushes_inflight_bytes", "Bytes that pushes in flight have reserved.")?;
+        let refused =
+            IntCounter::new("rubato_ingester_pushes_budget_refusals_total", "Pushes refused because too many bytes were in flight.")?;
+        Self::with(total, max_wait, in_flight, refused, registry)
+    }
+
     fn with(
         total: usize,
         max_wait: Duration,

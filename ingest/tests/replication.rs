@@ -25,6 +25,7 @@ use storage::{
     clock::{Clock, ManualClock},
     id::Tenant,
     ring::{Instance, Operation, Ring, RingError, Settings, State, token},
+    tls::Connector,
     wal::AppendError,
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
@@ -153,7 +154,7 @@ impl Cluster {
         let (rings, watched) = watch::channel(Arc::new(Ring::default()));
         let (overrides, registry) = (SharedOverrides::default(), Registry::new());
         let budget = Budget::for_replication(64 << 20, Duration::from_secs(1), &registry).expect("fresh registry");
-        let replicator = Replicator::new(settings, watched, budget, &registry).expect("fresh registry");
+        let replicator = Replicator::new(settings, watched, budget, Connector::default(), &registry).expect("fresh registry");
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(NOW));
         let sink = Sink::Ring(replicator.clone());
         let distributor = Distributor::new(DistributorSettings::default(), sink, Arc::new(overrides.clone()), clock, &registry);

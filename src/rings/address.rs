@@ -1,27 +1,42 @@
 //! The address that other processes reach this one at, if the configuration doesn't say.
 //!
 //! Linux tells the addresses of the machine (`/proc/net/fib_trie`) and the networks of its interfaces (`/proc/net/route`); an address belongs to the interface
-//! whose network it lies in.
+//! whose network it lies in. Addresses of IPv6 come with their interfaces (`/proc/net/if_inet6`); they are taken where there is none of IPv4. Other systems
+//! tell nothing: there the configuration has to.
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 /// The first address of the first of these interfaces that has one, else any address of the machine; never one of the loopback.
 pub(crate) fn of_interfaces(names: &[String]) -> Option<IpAddr> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    choose(&read("/proc/net/fib_trie"), &read("/proc/net/route"), names).map(IpAddr::V4)
+    choose(&read("/proc/net/fib_trie"), &read("/proc/net/route"), &read("/proc/net/if_inet6"), names)
 }
 
-fn choose(trie: &str, routes: &str, names: &[String]) -> Option<Ipv4Addr> {
-    let addresses = local_addresses(trie);
+fn choose(trie: &str, routes: &str, inet6: &str, names: &[String]) -> Option<IpAddr> {
+    let (addresses, sixth) = (local_addresses(trie), addresses_of_ipv6(inet6));
     let networks = networks(routes);
     let of = |name: &String| {
         let here = networks.iter().filter(|(interface, ..)| interface == name);
         here.flat_map(|(_, network, mask)| addresses.iter().filter(move |address| address.to_bits() & mask == *network)).next().copied()
     };
-    names.iter().find_map(of).or_else(|| addresses.first().copied())
+    let of_sixth = |name: &String| sixth.iter().find(|(interface, _)| interface == name).map(|(_, address)| *address);
+    let named = names.iter().find_map(of).map(IpAddr::V4).or_else(|| names.iter().find_map(of_sixth).map(IpAddr::V6));
+    let any = || addresses.first().copied().map(IpAddr::V4).or_else(|| sixth.first().map(|(_, address)| IpAddr::V6(*address)));
+    named.or_else(any)
+}
+
+/// Address, index, length of the prefix, scope, flags and name of the interface, in hexadecimal; the scope 0 is global.
+fn addresses_of_ipv6(table: &str) -> Vec<(String, Ipv6Addr)> {
+    let row = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let [address, _, _, "00", _, name] = columns.as_slice() else { return None };
+        let address = Ipv6Addr::from_bits(u128::from_str_radix(address, 16).ok()?);
+        Some(((*name).to_owned(), address)).filter(|_| !address.is_loopback())
+    };
+    table.lines().filter_map(row).collect()
 }
 
 /// A line `/32 host LOCAL` follows each address of the machine.
@@ -77,12 +92,22 @@ eth0\t0000010A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 en0\t0007A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
 ";
 
+    const SIXTH: &str = "00000000000000000000000000000001 01 80 10 80       lo
+fe800000000000000000000000000001 02 40 20 80     eth0
+fd000000000000000000000000000001 02 40 00 80     eth0
+20010db8000000000000000000000006 03 40 00 80     eth6
+";
+
     #[test]
     fn the_first_interface_that_exists_is_taken() {
-        let of = |names: &[&str]| choose(TRIE, ROUTES, &names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>());
-        assert_eq!(of(&["eth0", "en0"]), Some(Ipv4Addr::new(10, 1, 2, 3)));
-        assert_eq!(of(&["eth9", "en0"]), Some(Ipv4Addr::new(192, 168, 7, 9)));
-        assert_eq!(of(&["eth9"]), Some(Ipv4Addr::new(10, 1, 2, 3)), "any of the machine's");
-        assert_eq!(choose("", "", &["eth0".to_owned()]), None);
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        let address = |text: &str| Some(text.parse::<IpAddr>().expect("an address"));
+        let of = |interfaces: &[&str]| choose(TRIE, ROUTES, SIXTH, &names(interfaces));
+        assert_eq!(of(&["eth0", "en0"]), address("10.1.2.3"));
+        assert_eq!(of(&["eth9", "en0"]), address("192.168.7.9"));
+        assert_eq!(of(&["eth9"]), address("10.1.2.3"), "any of the machine's");
+        assert_eq!(of(&["eth6"]), address("2001:db8::6"), "an interface without IPv4");
+        assert_eq!(choose("", "", SIXTH, &names(&["eth0"])), address("fd00::1"), "a machine without IPv4");
+        assert_eq!(choose("", "", "", &names(&["eth0"])), None);
     }
 }

@@ -39,7 +39,13 @@ impl World {
         let agg = Agg::counted(Weight(Weight::ONE.0 * requests));
         let accumulated = Accumulated { series, agg, first: 1, last: sequence, exemplars: Vec::new() };
         let tenants = [(tenant, Arc::from([Arc::new(accumulated)]))].into();
-        self.snapshots.publish(Snapshot { sequence, tick: sequence, at: Duration::from_secs(1_000 + sequence), tenants });
+        self.snapshots.publish(Snapshot {
+            sequence,
+            tick: sequence,
+            at: Duration::from_secs(1_000 + sequence),
+            tenants,
+            ..Snapshot::default()
+        });
         self.shown.wait_for(|shown| *shown == sequence).await.expect("followed");
     }
 

@@ -121,6 +121,19 @@ impl Segment {
         Self { tenant: self.tenant.clone(), trace_id: self.trace_id, position: self.position, body: body.into(), spans }
     }
 
+    /// Whether the body holds little else than what the spans refer to, as after [`Self::compacted`].
+    fn is_compact(&self) -> bool {
+        let (mut total, mut previous) = (0, None);
+        for span in &self.spans {
+            let is_new = |part: fn(&SpanRef) -> Slice| previous.is_none_or(|before| part(before) != part(span));
+            let resource = if is_new(|span| span.resource) { span.resource.len() } else { 0 };
+            let scope = if is_new(|span| span.scope) { span.scope.len() } else { 0 };
+            total += span.span.len() + resource + scope;
+            previous = Some(span);
+        }
+        total >= self.body.len()
+    }
+
     /// Bytes of the span messages: what this segment adds to the size of its trace.
     pub fn span_bytes(&self) -> usize {
         self.spans.iter().map(|span| span.span.len()).sum()
@@ -202,8 +215,9 @@ struct Wire {
 }
 
 impl Serialize for Segment {
+    /// Cheap for one that was compacted before, which is right where the size is asked for first and the bytes after that.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { tenant, trace_id, position, body, spans } = self.compacted();
+        let Self { tenant, trace_id, position, body, spans } = if self.is_compact() { self.clone() } else { self.compacted() };
         let wire = Wire { tenant, trace_id, position, body, spans };
         wire.serialize(serializer)
     }

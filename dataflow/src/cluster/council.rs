@@ -68,7 +68,7 @@ pub(crate) struct Council {
 enum Obstacle {
     /// Too few hear each other.
     Minority { live: usize, counted: usize },
-    /// Others have another version, or number of threads, and are more.
+    /// Others have another version, number of threads or settings, and are more.
     OtherVersion,
 }
 
@@ -76,7 +76,7 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Minority { live, counted } => write!(f, "{live} of {counted} candidates hear each other, which is no majority"),
-            Self::OtherVersion => write!(f, "more candidates have another wire version or number of threads"),
+            Self::OtherVersion => write!(f, "more candidates have another wire version, number of threads or other settings"),
         }
     }
 }
@@ -112,9 +112,13 @@ struct Voice {
     candidate: Candidate,
     wire: u32,
     threads: usize,
+    alike: BTreeMap<String, String>,
     at: Instant,
     beat: Beat,
 }
+
+/// What members of one form have in common: wire version, threads, settings.
+type Kind<'a> = (u32, usize, &'a BTreeMap<String, String>);
 
 /// What this process sees.
 #[derive(Debug)]
@@ -122,7 +126,7 @@ struct View {
     counted: usize,
     /// Live processes, with this one, that hear each other.
     clique: Vec<Member>,
-    /// Those of them with this one's version and threads.
+    /// Those of them with this one's version, threads and settings.
     group: Vec<Member>,
     /// Whether no other group is larger.
     is_largest: bool,
@@ -203,7 +207,8 @@ impl Council {
             return Err(format!("incarnation {} of {:?} is here", voice.candidate.incarnation, hello.from.id));
         }
         let beat = Beat::default();
-        peer.voice = Some(Voice { candidate: hello.from.clone(), wire: hello.wire, threads: hello.threads, at: now, beat });
+        let (candidate, alike) = (hello.from.clone(), hello.alike.clone());
+        peer.voice = Some(Voice { candidate, wire: hello.wire, threads: hello.threads, alike, at: now, beat });
         peer.connection = Some(connection);
         peer.is_closed = false;
         Ok(())
@@ -454,17 +459,18 @@ impl Council {
                 clique.push(voice);
             }
         }
-        let mut groups: BTreeMap<(u32, usize), Vec<Member>> = BTreeMap::new();
-        groups.entry((self.settings.wire, self.settings.threads)).or_default().push(self.me.clone());
+        let mut groups: BTreeMap<Kind<'_>, Vec<Member>> = BTreeMap::new();
+        let own = (self.settings.wire, self.settings.threads, &self.settings.alike);
+        groups.entry(own).or_default().push(self.me.clone());
         for voice in &clique {
-            groups.entry((voice.wire, voice.threads)).or_default().push(voice.candidate.clone());
+            groups.entry((voice.wire, voice.threads, &voice.alike)).or_default().push(voice.candidate.clone());
         }
         for members in groups.values_mut() {
             members.sort_by(|a, b| a.id.cmp(&b.id));
         }
         let rank = |members: &Vec<Member>| (members.len(), std::cmp::Reverse(members.first().map(|member| member.id.clone())));
         let largest = groups.values().map(rank).max();
-        let group = groups.remove(&(self.settings.wire, self.settings.threads)).unwrap_or_default();
+        let group = groups.remove(&own).unwrap_or_default();
         let is_largest = largest == Some(rank(&group));
         let clique = std::iter::once(self.me.clone()).chain(clique.iter().map(|voice| voice.candidate.clone())).collect();
         View { counted: self.counted(now), clique, group, is_largest }

@@ -1,6 +1,6 @@
 //! What the mesh counts. How many generations began, and why, is counted by whoever runs them: see [`super::Formation::reason`].
 
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets};
 
 /// Metrics of the mesh.
 #[derive(Clone, Debug)]
@@ -12,6 +12,7 @@ pub struct Metrics {
     pub(crate) failed_forms: IntCounterVec,
     pub(crate) refused: IntCounterVec,
     pub(crate) reform_seconds: Histogram,
+    pub(crate) sent_bytes: IntCounter,
 }
 
 impl Metrics {
@@ -29,6 +30,13 @@ impl Metrics {
             losses: counters("rubato_dataflow_losses_total", "Generations that ended, by cause", "cause")?,
             failed_forms: counters("rubato_dataflow_failed_forms_total", "Forms that did not become generations, by reason", "reason")?,
             refused: counters("rubato_dataflow_refused_connections_total", "Connections to the mesh that were refused", "reason")?,
+            sent_bytes: register(
+                registry,
+                IntCounter::new(
+                    "rubato_dataflow_mesh_sent_bytes_total",
+                    "Bytes of records and progress sent to other processes of a generation",
+                )?,
+            )?,
             reform_seconds: register(
                 registry,
                 Histogram::with_opts(

@@ -18,8 +18,8 @@
 //! * A formation needs a majority of the candidates if there are more than two. That spares a cut-off minority the work; what keeps data
 //!   exact is that manifests carry the epoch and a newer one is never overwritten.
 //! * No thread of timely ever panics because a process was lost: see [`stream`].
-//! * Whoever connects and knows the cluster's name is believed: the mesh belongs into a network that strangers do not reach. What they
-//!   send costs bounded memory and time, and takes nobody down.
+//! * Whoever connects and knows the cluster's name is believed, if connections are in the clear: then the mesh belongs into a network that
+//!   strangers do not reach. What they send costs bounded memory and time, and takes nobody down.
 //! * Nothing of a generation outlives it: threads, sockets and wakers are gone when [`Running::join`] returns.
 //!
 //! A process that is alone ([`Cluster::alone`]) has formations of one, without listener, sockets or threads of the mesh.
@@ -32,7 +32,7 @@ mod metrics;
 pub mod stream;
 pub(crate) mod wire;
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +55,8 @@ pub struct Settings {
     pub threads: usize,
     /// Version of the dataflow. Another order of operators, another record or another version of timely is another one.
     pub wire: u32,
+    /// What else must be the same in all members for their results to be right, by name, as text. Those that differ are not members of one formation either.
+    pub alike: BTreeMap<String, String>,
     /// How often a process tells the others that it lives.
     pub beat: Duration,
     /// Who was silent for this long is taken for dead. Too short, and a busy machine loses generations for nothing.
@@ -76,6 +78,7 @@ impl Default for Settings {
             cluster: String::new(),
             threads: 1,
             wire: 1,
+            alike: BTreeMap::new(),
             beat: Duration::from_millis(100),
             dead_after: Duration::from_secs(1),
             mesh_timeout: Duration::from_millis(1500),
@@ -190,8 +193,10 @@ impl Formation {
             for high in low + 1..members.len() {
                 let dialled = std::net::TcpStream::connect(listener.local_addr()?)?;
                 let (accepted, _) = listener.accept()?;
-                streams[low][high] = Some(GenStream::new(accepted, &members[high].id, low, high, threads, losts[low].clone())?);
-                streams[high][low] = Some(GenStream::new(dialled, &members[low].id, high, low, threads, losts[high].clone())?);
+                dialled.set_nodelay(true)?;
+                accepted.set_nodelay(true)?;
+                streams[low][high] = Some(GenStream::new(accepted, &members[high].id, low, high, threads, losts[low].clone()));
+                streams[high][low] = Some(GenStream::new(dialled, &members[low].id, high, low, threads, losts[high].clone()));
             }
         }
         let formation = |(index, (streams, lost))| Self::new(epoch.clone(), index, members.to_vec(), threads, streams, lost, "start");

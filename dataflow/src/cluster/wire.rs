@@ -11,18 +11,18 @@
 //! Anybody may connect: everything read has a bound and a deadline, and what is not understood ends the connection. Fields that are not
 //! known are passed over, so that processes of different versions know of each other while one replaces the other.
 
-use std::{io, time::Duration};
+use std::{collections::BTreeMap, io, time::Duration};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{Candidate, Epoch, MAX_ID_BYTES, Member};
+use super::{Candidate, Epoch, MAX_ID_BYTES, Member, Settings};
 
 /// First bytes in each direction; the last is the version of this module.
 pub(crate) const MAGIC: [u8; 8] = *b"rubato\0\x01";
 
 /// Longest frame before and after the other end is known: a form names every member.
-const MAX_HELLO: u32 = 4 << 10;
+const MAX_HELLO: u32 = 32 << 10;
 const MAX_FRAME: u32 = 1 << 20;
 
 /// Who dials, and what for.
@@ -43,6 +43,27 @@ pub(crate) struct Hello {
     /// Whether a question follows. If neither, beats do.
     #[serde(default)]
     pub(crate) asks: bool,
+    /// What else must be the same, see [`Settings::alike`].
+    #[serde(default)]
+    pub(crate) alike: BTreeMap<String, String>,
+}
+
+impl Hello {
+    /// What whoever dials has otherwise than this process, so that the two cannot be members of one formation: a label, and words.
+    pub(crate) fn difference(&self, here: &Settings) -> Option<(&'static str, String)> {
+        if self.wire != here.wire {
+            return Some(("wire_version", format!("the wire version is {}, not {}", here.wire, self.wire)));
+        }
+        if self.threads != here.threads {
+            return Some(("threads", format!("the number of threads is {}, not {}", here.threads, self.threads)));
+        }
+        let names = here.alike.keys().chain(self.alike.keys());
+        let differs = |name: &&String| here.alike.get(*name) != self.alike.get(*name);
+        let shown =
+            |settings: &BTreeMap<String, String>, name: &str| settings.get(name).cloned().unwrap_or_else(|| "the default".to_owned());
+        let name = names.filter(differs).min()?;
+        Some(("settings", format!("{name} is {} here, and there {}", shown(&here.alike, name), shown(&self.alike, name))))
+    }
 }
 
 /// Whether the connection is accepted.
@@ -156,6 +177,8 @@ pub(crate) async fn write_frame(to: &mut (impl AsyncWrite + Unpin), value: &impl
     }
     frame[..4].copy_from_slice(&length.to_be_bytes());
     to.write_all(&frame).await?;
+    // An encrypted connection may keep it otherwise.
+    to.flush().await?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use std::{
 
 use dataflow::cluster::{Candidate, Cause, Cluster, Epoch, Metrics, Options, Role, Settings};
 use parking_lot::Mutex;
+use storage::tls::Peers;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -129,7 +130,8 @@ impl Member {
         let (registry, manifests, mischief) = (prometheus::Registry::new(), site.manifests(), Mischief::default());
         let metrics = Metrics::new(&registry).expect("metrics");
         let newest = manifests.newest().epoch;
-        let cluster = Arc::new(Cluster::start(settings, candidate.clone(), newest, listener, gossip, metrics).expect("starts"));
+        let cluster =
+            Arc::new(Cluster::start(settings, candidate.clone(), newest, listener, Peers::default(), gossip, metrics).expect("starts"));
         let (seen, stuck) = (Arc::<Mutex<Vec<Seen>>>::default(), Arc::<AtomicBool>::default());
         let options = Options {
             patience: Duration::from_millis(300),

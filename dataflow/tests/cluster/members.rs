@@ -157,6 +157,21 @@ fn only_equal_versions_form_and_the_most_of_them_run() {
     eventually("the smaller side waits", || a.current().is_none());
 }
 
+#[test]
+fn only_those_form_whose_settings_are_alike() {
+    let site = Site::new();
+    let with_tick = |tick: &str| Settings { alike: [("tick".to_owned(), tick.to_owned())].into(), ..settings() };
+    let member = |id, incarnation, tick| site.member_with(id, incarnation, with_tick(tick), |address| address);
+    let (a, b, c) = (member("a", 1, "250ms"), member("b", 1, "1s"), member("c", 1, "250ms"));
+    let most = formed(&[&a, &c], 0);
+    site.verify_progress(most.counter, &["a", "c"]);
+    assert!(b.seen().iter().all(|seen| seen.members == ["b"]), "never with the others");
+    drop(b);
+    let b = member("b", 2, "250ms");
+    let all = formed(&[&a, &b, &c], most.counter);
+    site.verify_progress(all.counter, &["a", "b", "c"]);
+}
+
 /// What a listener answers to somebody who dials.
 fn dial(to: &Candidate, bytes: &[u8]) -> Option<serde_json::Value> {
     let mut socket = TcpStream::connect(to.address).expect("connects");
@@ -184,11 +199,12 @@ fn strangers_are_refused_and_the_process_stays_up() {
     let (a, b) = (site.member("a", 1), site.member("b", 1));
     let epoch = formed(&[&a, &b], 0);
     let refused = |bytes: &[u8]| dial(&a.candidate, bytes).and_then(|answer| answer["refused"].as_str().map(str::to_owned));
-    let cases: [(Vec<u8>, &str); 6] = [
+    let cases: [(Vec<u8>, &str); 7] = [
         (hello(|hello| hello["cluster"] = "other".into()), "this is cluster \"test\", not \"other\""),
         (hello(|hello| hello["to"] = "b".into()), "this is \"a\", not \"b\""),
         (hello(|hello| hello["wire"] = 7.into()), "the wire version is 1, not 7"),
         (hello(|hello| hello["threads"] = 3.into()), "the number of threads is 2, not 3"),
+        (hello(|hello| hello["alike"] = serde_json::json!({"slack": "1h"})), "slack is the default here, and there 1h"),
         (hello(|hello| hello["epoch"]["counter"] = 0.into()), "epoch 0@z is over"),
         (hello(|hello| (hello["epoch"], hello["from"]["id"]) = (serde_json::Value::Null, "a".into())), "\"a\" is the name of this process"),
     ];
@@ -207,7 +223,7 @@ fn strangers_are_refused_and_the_process_stays_up() {
     assert_eq!(formed(&[&a, &b], 0), epoch, "nothing of this has disturbed the generation");
     let refusals = a.registry.gather().into_iter().find(|family| family.name() == "rubato_dataflow_refused_connections_total");
     let count = refusals.map(|family| family.get_metric().iter().map(|metric| metric.get_counter().get_value()).sum::<f64>());
-    assert_eq!(count, Some(11.0));
+    assert_eq!(count, Some(12.0));
     site.verify_progress(epoch.counter, &["a", "b"]);
 }
 

@@ -16,7 +16,10 @@ use std::{
 
 use dataflow::cluster::{Candidate, Cluster, Metrics, Options, Role};
 use serde::{Deserialize, Serialize};
-use storage::clock::{Clock, SystemClock};
+use storage::{
+    clock::{Clock, SystemClock},
+    tls::Peers,
+};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -120,7 +123,8 @@ fn a_member() {
     }
     let manifests = Manifests::new(&directory);
     let metrics = Metrics::new(&prometheus::Registry::new()).expect("metrics");
-    let cluster = Cluster::start(settings(), me, manifests.newest().epoch, listener, candidates, metrics).expect("starts");
+    let cluster =
+        Cluster::start(settings(), me, manifests.newest().epoch, listener, Peers::default(), candidates, metrics).expect("starts");
     let mut events = File::options().create(true).append(true).open(directory.join(format!("events-{id}"))).expect("file");
     let mut tell = |event: Event| {
         let line = serde_json::to_string(&event).expect("JSON") + "\n";

@@ -18,13 +18,18 @@ pub(crate) struct Memcached {
 impl Memcached {
     /// `None`, with the reason printed, where memcached is not installed; where it must be, that is a failure.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_at("127.0.0.1")
+    }
+
+    /// At another address of this machine.
+    pub(crate) fn start_at(host: &str) -> Option<Self> {
         let installed = Command::new("memcached").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
         if !installed {
             assert!(std::env::var_os("CI").is_none(), "memcached is not installed: apt-get install memcached");
             eprintln!("skipped: memcached is not installed");
             return None;
         }
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listener = TcpListener::bind((host, 0)).expect("a free port");
         let mut memcached = Self { address: listener.local_addr().expect("an address"), process: None };
         drop(listener);
         memcached.start_again();
@@ -35,7 +40,8 @@ impl Memcached {
     pub(crate) fn start_again(&mut self) {
         let mut command = Command::new("memcached");
         // It does not run as root without being told to.
-        command.args(["-l", "127.0.0.1", "-U", "0", "-u", "nobody", "-p", &self.address.port().to_string()]);
+        let (host, port) = (self.address.ip().to_string(), self.address.port().to_string());
+        command.args(["-l", &host, "-U", "0", "-u", "nobody", "-p", &port]);
         self.process = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("memcached starts"));
         let begun = Instant::now();
         while TcpStream::connect(self.address).is_err() {

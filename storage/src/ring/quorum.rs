@@ -25,23 +25,27 @@ pub(super) fn of_key(ring: &Ring, places: &[usize], operation: Operation, now: D
 }
 
 /// The healthy instances of the whole ring; an error if a key may have no copy among them.
+pub(super) fn of_all(ring: &Ring, operation: Operation, now: Duration) -> Result<Replicas, RingError> {
+    let is_healthy = |instance: &Arc<Instance>| ring.is_healthy(instance, operation, now);
+    let max_errors = spare(ring, is_healthy).ok_or(RingError::TooManyUnhealthy)?;
+    let instances: Vec<_> = ring.instances().iter().filter(|instance| is_healthy(instance)).cloned().collect();
+    if instances.is_empty() { Err(RingError::TooManyUnhealthy) } else { Ok(Replicas { instances, max_errors }) }
+}
+
+/// How many more may be lost; `None` if a key may have no copy among the present already.
 ///
 /// Half of the copies of a key may be missing, rounded down; with zone awareness, of which at most one lies in a zone if there are enough zones, that means
 /// so many zones, however many instances they have.
-pub(super) fn of_all(ring: &Ring, operation: Operation, now: Duration) -> Result<Replicas, RingError> {
+pub(super) fn spare(ring: &Ring, is_present: impl Fn(&Arc<Instance>) -> bool) -> Option<usize> {
     let replication_factor = ring.settings().replication_factor.max(1);
-    let (healthy, unhealthy): (Vec<_>, Vec<_>) = ring.instances().iter().partition(|instance| ring.is_healthy(instance, operation, now));
+    let (present, absent): (Vec<_>, Vec<_>) = ring.instances().iter().partition(|instance| is_present(instance));
     let (lost, bearable) = if ring.settings().zone_awareness {
-        let zones: BTreeSet<&str> = unhealthy.iter().map(|instance| instance.zone.as_str()).collect();
+        let zones: BTreeSet<&str> = absent.iter().map(|instance| instance.zone.as_str()).collect();
         let all_zones: BTreeSet<&str> = ring.instances().iter().map(|instance| instance.zone.as_str()).collect();
         (zones.len(), all_zones.len().min(replication_factor) / 2)
     } else {
         // A ring with fewer instances than copies has lost those that it never had.
-        (ring.instances().len().max(replication_factor) - healthy.len(), replication_factor / 2)
+        (ring.instances().len().max(replication_factor) - present.len(), replication_factor / 2)
     };
-    let max_errors = bearable.checked_sub(lost).ok_or(RingError::TooManyUnhealthy)?;
-    if healthy.is_empty() {
-        return Err(RingError::TooManyUnhealthy);
-    }
-    Ok(Replicas { instances: healthy.into_iter().cloned().collect(), max_errors })
+    bearable.checked_sub(lost)
 }

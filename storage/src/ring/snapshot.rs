@@ -138,6 +138,13 @@ impl Ring {
         quorum::of_all(self, operation, now)
     }
 
+    /// Whether instances of which these are there have, together, a copy of everything that was acknowledged; those that have nothing yet, or nothing any more,
+    /// need not be there.
+    pub fn is_covered(&self, is_there: impl Fn(&Instance) -> bool) -> bool {
+        let has_something = |instance: &Instance| matches!(instance.state, State::Active | State::Leaving);
+        quorum::spare(self, |instance| !has_something(instance) || is_there(instance)).is_some()
+    }
+
     /// The part of each instance of [`Ring::instances`] in all keys, from 0 to 1, as first owner.
     pub fn shares(&self) -> Vec<f64> {
         let mut owned = vec![0u64; self.instances.len()];

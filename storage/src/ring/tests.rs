@@ -75,6 +75,14 @@ fn one_of_three_may_be_dead_but_not_two() {
     let all = ring_with(1).all(Operation::Read, NOW).expect("enough");
     assert_eq!((ids(&all), all.max_errors), (vec!["b", "c"], 0));
     assert_eq!(ring_with(2).all(Operation::Read, NOW), Err(RingError::TooManyUnhealthy));
+    let ring = ring_with(0);
+    assert!(ring.is_covered(|instance| instance.id != "a"), "a majority has it");
+    assert!(!ring.is_covered(|instance| instance.id == "a"), "the other two may have acknowledged something");
+    let left = ring
+        .instances()
+        .iter()
+        .map(|instance| Instance { state: if instance.id == "a" { State::Active } else { State::Joining }, ..Instance::clone(instance) });
+    assert!(Ring::new(left, settings(3)).is_covered(|instance| instance.id == "a"), "who has only begun has nothing");
 }
 
 #[test]

@@ -73,7 +73,16 @@ impl World {
             for to in ids.iter().filter(|to| *to != from && !self.cut.contains(&(from.clone(), (*to).clone()))) {
                 let speaker = &self.councils[from];
                 let (beat, me, wire) = (speaker.beat(to, self.now), speaker.me.clone(), speaker.settings.wire);
-                let hello = Hello { cluster: String::new(), wire, threads: 1, from: me, to: to.clone(), epoch: None, asks: false };
+                let hello = Hello {
+                    cluster: String::new(),
+                    wire,
+                    threads: 1,
+                    from: me,
+                    to: to.clone(),
+                    epoch: None,
+                    asks: false,
+                    alike: speaker.settings.alike.clone(),
+                };
                 let listener = self.councils.get_mut(to).expect("is there");
                 let is_known = listener.peers.get(from).is_some_and(|peer| {
                     peer.connection.is_some()

@@ -37,6 +37,7 @@ use storage::{
     id::{BlockId, Tenant},
     recent::{Coverage, RecentAnswer},
     segment::Segment,
+    tls::Peers,
     wal::{self, Wal},
 };
 use tempfile::TempDir;
@@ -139,7 +140,7 @@ fn a_member() {
             thread::sleep(Duration::from_millis(20));
         }
     });
-    let mesh = Mesh { settings: of_mesh(), me, listener, candidates };
+    let mesh = Mesh { settings: of_mesh(), me, listener, peers: Peers::default(), candidates };
     let dataflow = runtime.block_on(Dataflow::join_mesh(settings(), components, mesh, &registry)).expect("joins");
 
     let tenant = Tenant::single();
@@ -490,6 +491,24 @@ impl Site {
             assert!(!errors.contains("panicked") && !errors.contains("poisoned"), "{id}: {errors}");
         }
     }
+}
+
+/// A member that is slow, and not so slow that it is taken for dead: everybody waits for it, the logs take what comes, and nothing is lost or doubled.
+#[test]
+fn a_slow_member_holds_the_others_up_and_costs_nothing() {
+    let mut site = Site::new();
+    site.formed(IDS.len());
+    for round in 0..16 {
+        // Once an ingester, once the generator: it runs a fifth of the time.
+        let slow = if round < 8 { "b" } else { "g" };
+        site.get(slow).signal("STOP");
+        site.append(round * 31, None);
+        thread::sleep(Duration::from_millis(400));
+        site.get(slow).signal("CONT");
+        site.append(round * 37, None);
+        site.verify_read(round % 7);
+    }
+    site.verify();
 }
 
 /// Kills, stops and starts members at random, for as many rounds as the environment says, from a seed that it may say, too.
