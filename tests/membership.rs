@@ -151,7 +151,7 @@ async fn rings_that_cannot_be_kept_are_refused_by_name() {
         ("compactor", "compactor: {ring: {kvstore: {store: etcd}}}", "compactor.ring.kvstore.store: \"etcd\" is not available"),
         ("distributor", "ingester: {lifecycler: {ring: {kvstore: {store: inmemory}}}}", "a distributor finds ingesters by memberlist"),
         ("distributor", "ingester: {lifecycler: {ring: {kvstore: {store: \"\"}}}}", "a distributor finds ingesters by their ring"),
-        ("ingester", "memberlist: {tls_enabled: true}", "memberlist.tls_enabled is not available"),
+        ("ingester", "memberlist: {tls_enabled: true}", "memberlist.tls_enabled: needs tls_cert_path and tls_key_path"),
         ("distributor", "memberlist: {join_members: [\"consul+x\"]}", "\"consul+\" is not one of dns+, dnssrv+, dnssrvnoa+"),
     ] {
         let network = Network::new();
@@ -166,5 +166,9 @@ async fn rings_that_cannot_be_kept_are_refused_by_name() {
         let printed = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         let printed = printed.replace("\\\"", "\"");
         assert!(!output.status.success() && printed.contains(expected), "{target}, {block}: {printed}");
+        // Who asks beforehand is told the same.
+        let checked = run(dir.path(), &["config", "check", &config.display().to_string()]);
+        let printed = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(!checked.status.success() && printed.contains(expected), "{target}, {block}: {printed}");
     }
 }

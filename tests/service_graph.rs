@@ -33,14 +33,14 @@ fn config() -> Config {
 }
 
 /// Requests and failures by client, server and connection type. All databases of a kind are one: the truth knows no addresses.
-type Edges = BTreeMap<(String, String, String), (u64, u64)>;
+pub(crate) type Edges = BTreeMap<(String, String, String), (u64, u64)>;
 
-fn name_of(server: &str, connection: &str) -> String {
+pub(crate) fn name_of(server: &str, connection: &str) -> String {
     let kind = server.split('-').next().unwrap_or_default();
     if connection == "database" { kind.to_owned() } else { server.to_owned() }
 }
 
-fn expected(totals: &Totals) -> Edges {
+pub(crate) fn expected(totals: &Totals) -> Edges {
     let edges = totals.edges.iter().map(|(edge, totals)| {
         let connection = match edge.connection {
             Connection::Request => "",

@@ -51,15 +51,19 @@ impl Client {
 
     /// Of these addresses for HTTP, OTLP by gRPC and OTLP by HTTP.
     pub(crate) fn of([http, otlp_grpc, otlp_http]: [String; 3]) -> Self {
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build().expect("an HTTP client");
         Self {
-            http: client,
+            http: waiting(Duration::from_secs(60)),
             base: format!("http://{http}"),
             otlp_grpc: format!("http://{otlp_grpc}"),
             otlp_http: format!("http://{otlp_http}/v1/traces"),
             tenant: None,
             authorization: None,
         }
+    }
+
+    /// Waits no longer than this for an answer by HTTP.
+    pub(crate) fn giving_up_after(self, timeout: Duration) -> Self {
+        Self { http: waiting(timeout), ..self }
     }
 
     pub(crate) fn with_tenant(&self, tenant: &str) -> Self {
@@ -93,8 +97,11 @@ impl Client {
     }
 
     pub(crate) async fn get_as(&self, path: &str, accept: &str) -> Answer {
-        let request = self.http.get(format!("{}{path}", self.base)).header("Accept", accept);
-        self.send(request).await.expect("an answer")
+        self.try_get_as(path, accept).await.expect("an answer")
+    }
+
+    pub(crate) async fn try_get_as(&self, path: &str, accept: &str) -> Result<Answer, reqwest::Error> {
+        self.send(self.http.get(format!("{}{path}", self.base)).header("Accept", accept)).await
     }
 
     /// Asks the query API with parameters that still have to be escaped.
@@ -160,6 +167,11 @@ impl Client {
         let labelled = of_metric.filter(|rest| labels.iter().all(|label| rest.contains(label)));
         labelled.map(|rest| rest.rsplit(' ').next().expect("a value").parse::<f64>().expect("a number")).sum()
     }
+}
+
+/// A client that waits this long.
+fn waiting(timeout: Duration) -> reqwest::Client {
+    reqwest::Client::builder().timeout(timeout).no_proxy().build().expect("an HTTP client")
 }
 
 /// `start` and `end` in seconds.

@@ -13,7 +13,7 @@ use std::{
 use serde_json::Value;
 use storage::id::TraceId;
 
-use super::{Object, list_of, render, workload};
+use super::{Object, list_of, mixin::missing, render, workload};
 use crate::{
     harness::{
         client::{Client, spans},
@@ -242,6 +242,20 @@ async fn the_six_roles_of_the_tree_work_together() {
         let counted = counted.first().map(|(_, values)| values[0])?;
         assert!(counted <= expected, "{counted} counted of {expected}");
         ((counted - expected).abs() < f64::EPSILON).then_some(())
+    })
+    .await;
+
+    // Dashboards find what they select.
+    eventually("every role shows its metrics", async || {
+        let mut all = Vec::new();
+        for pod in &pods {
+            let exposed = pod.client().get("/metrics").await.expect("an answer").text();
+            all.extend(missing(pod.role, &exposed).into_iter().map(|name| (pod.name.as_str(), name)));
+        }
+        if !all.is_empty() {
+            eprintln!("not there yet: {all:?}");
+        }
+        all.is_empty().then_some(())
     })
     .await;
 

@@ -3,6 +3,7 @@
 
 mod configuration;
 mod deployment;
+mod mixin;
 mod monitoring;
 mod objects;
 mod promises;

@@ -52,6 +52,16 @@ fn sources(folder: &Path, text: &mut String) {
     }
 }
 
+/// All that the binary is made of.
+pub(super) fn all_sources() -> String {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let mut text = String::new();
+    for folder in ["src", "dataflow/src", "ingest/src", "query/src", "storage/src"] {
+        sources(&root.join(folder), &mut text);
+    }
+    text
+}
+
 fn alerts() -> PathBuf {
     tree("overlays/dev/alerts/rubato.yaml")
 }
@@ -62,11 +72,7 @@ fn rules() -> Value {
 
 #[test]
 fn alerts_and_dashboards_ask_for_metrics_that_exist() {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let mut text = String::new();
-    for folder in ["src", "dataflow/src", "ingest/src", "query/src", "storage/src"] {
-        sources(&root.join(folder), &mut text);
-    }
+    let text = all_sources();
     let mut asked = Vec::new();
     expressions(&rules(), &mut asked);
     for dashboard in fs::read_dir(tree("overlays/dev/grafana/dashboards")).expect("it is part of the tree") {
