@@ -293,11 +293,15 @@ fn alone_there_is_nothing_but_workers() {
     let waiting = {
         let cluster = Arc::clone(&cluster);
         let formation = cluster.next().expect("runs");
-        std::thread::spawn(move || (execute(formation, Options::default(), |_| ()).expect("runs").cause, cluster.next().is_none()))
+        let lost = formation.lost.clone();
+        std::thread::spawn(move || {
+            let until_lost = move |_: &mut _| eventually("it is stopped", || lost.is_set());
+            (execute(formation, Options::default(), until_lost).expect("runs").cause, cluster.next().is_none())
+        })
     };
     cluster.stop();
-    let (_, is_over) = waiting.join().expect("does not panic");
-    assert!(is_over);
+    let (cause, is_over) = waiting.join().expect("does not panic");
+    assert_eq!((cause, is_over), (Cause::Stop, true));
 }
 
 #[test]
