@@ -204,22 +204,22 @@ impl Segment {
     }
 }
 
-/// What a segment is between processes.
+/// What a segment is between processes: its fields, made of owned ones and of borrowed ones.
 #[derive(Serialize, Deserialize)]
-struct Wire {
-    tenant: Tenant,
+struct Wire<T, B, S> {
+    tenant: T,
     trace_id: TraceId,
     position: Position,
-    body: Bytes,
-    spans: Vec<SpanRef>,
+    body: B,
+    spans: S,
 }
 
 impl Serialize for Segment {
     /// Cheap for one that was compacted before, which is right where the size is asked for first and the bytes after that.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { tenant, trace_id, position, body, spans } = if self.is_compact() { self.clone() } else { self.compacted() };
-        let wire = Wire { tenant, trace_id, position, body, spans };
-        wire.serialize(serializer)
+        let compacted = (!self.is_compact()).then(|| self.compacted());
+        let Self { tenant, trace_id, position, body, spans } = compacted.as_ref().unwrap_or(self);
+        Wire { tenant, trace_id: *trace_id, position: *position, body, spans }.serialize(serializer)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{io, sync::Arc, time::SystemTime};
 
-use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsConnector,
@@ -14,7 +13,7 @@ use tokio_rustls::{
     },
 };
 
-use super::{Connection, Identity, Pem, Protocol, TlsError};
+use super::{Connection, Identity, Pem, Protocol, Renewed, TlsError};
 
 /// How a client speaks TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,14 +56,12 @@ impl ClientTls {
         Ok(Arc::new(config))
     }
 
-    fn stamp(&self) -> Stamp {
+    /// When certificate, key and authorities were written.
+    fn stamp(&self) -> [Option<SystemTime>; 3] {
         let [cert, key] = self.identity.as_ref().map(Identity::stamp).unwrap_or_default();
         [cert, key, self.authorities.as_ref().and_then(Pem::modified)]
     }
 }
-
-/// When certificate, key and authorities were written.
-type Stamp = [Option<SystemTime>; 3];
 
 fn system_authorities() -> Result<RootCertStore, TlsError> {
     let found = rustls_native_certs::load_native_certs();
@@ -79,13 +76,13 @@ fn system_authorities() -> Result<RootCertStore, TlsError> {
 
 /// Connects to servers. That of nothing connects in the clear.
 #[derive(Clone, Debug, Default)]
-pub struct Connector(Option<Arc<Renewed>>);
+pub struct Connector(Option<Arc<Encrypted>>);
 
 #[derive(Debug)]
-struct Renewed {
+struct Encrypted {
     tls: ClientTls,
     server_name: Option<ServerName<'static>>,
-    current: Mutex<(Stamp, Arc<ClientConfig>)>,
+    current: Renewed<ClientConfig, 3>,
 }
 
 impl Connector {
@@ -96,8 +93,8 @@ impl Connector {
     pub fn new(tls: Option<ClientTls>) -> Result<Self, TlsError> {
         let Some(tls) = tls else { return Ok(Self(None)) };
         let server_name = tls.server_name.as_deref().map(name).transpose()?;
-        let current = Mutex::new((tls.stamp(), tls.config()?));
-        Ok(Self(Some(Arc::new(Renewed { tls, server_name, current }))))
+        let current = Renewed::new(tls.stamp(), tls.config()?);
+        Ok(Self(Some(Arc::new(Encrypted { tls, server_name, current }))))
     }
 
     /// Whether connections are encrypted.
@@ -117,12 +114,12 @@ impl Connector {
     pub async fn connect(&self, address: &str) -> io::Result<Connection> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        let Some(renewed) = &self.0 else { return Ok(Connection::Plain(stream)) };
-        let name = match &renewed.server_name {
+        let Some(encrypted) = &self.0 else { return Ok(Connection::Plain(stream)) };
+        let name = match &encrypted.server_name {
             Some(name) => name.clone(),
             None => name(address.rsplit_once(':').map_or(address, |(host, _)| host)).map_err(io::Error::other)?,
         };
-        let stream = TlsConnector::from(renewed.config()).connect(name, stream).await?;
+        let stream = TlsConnector::from(encrypted.config()).connect(name, stream).await?;
         Ok(Connection::Tls(Box::new(stream.into())))
     }
 }
@@ -132,19 +129,10 @@ fn name(host: &str) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(bare.to_owned()).map_err(|_| TlsError::ServerName(host.to_owned()))
 }
 
-impl Renewed {
+impl Encrypted {
     fn config(&self) -> Arc<ClientConfig> {
-        let stamp = self.tls.stamp();
-        let mut current = self.current.lock();
-        if current.0 != stamp {
-            // Until the files change again, also where reading fails: a half-written pair is followed by a whole one.
-            current.0 = stamp;
-            match self.tls.config() {
-                Ok(renewed) => current.1 = renewed,
-                Err(error) => tracing::warn!(%error, "cannot renew the certificates of a client, the old ones stay"),
-            }
-        }
-        Arc::clone(&current.1)
+        let failed = |error| tracing::warn!(%error, "cannot renew the certificates of a client, the old ones stay");
+        self.current.get(self.tls.stamp(), || self.tls.config(), failed)
     }
 }
 

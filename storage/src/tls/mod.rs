@@ -28,6 +28,7 @@ use std::{
     time::SystemTime,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -262,6 +263,35 @@ impl Peers {
     /// As [`ServerTls::config`] and [`Connector::new`].
     pub fn new(tls: Option<&PeerTls>) -> Result<Self, TlsError> {
         Ok(Self { acceptor: Acceptor::new(tls.map(|tls| &tls.server))?, connector: Connector::new(tls.map(|tls| tls.client.clone()))? })
+    }
+}
+
+/// What was made of files, to be made again when they have changed.
+#[derive(Debug)]
+struct Renewed<T, const FILES: usize>(Mutex<([Option<SystemTime>; FILES], Arc<T>)>);
+
+impl<T, const FILES: usize> Renewed<T, FILES> {
+    fn new(written: [Option<SystemTime>; FILES], made: Arc<T>) -> Self {
+        Self(Mutex::new((written, made)))
+    }
+
+    /// What comes of the files, which were `written` last at these times; of those before, if nothing comes of these, which `failed` is told once.
+    fn get(
+        &self,
+        written: [Option<SystemTime>; FILES],
+        make: impl FnOnce() -> Result<Arc<T>, TlsError>,
+        failed: impl FnOnce(TlsError),
+    ) -> Arc<T> {
+        let mut current = self.0.lock();
+        if current.0 != written {
+            // Until the files change again, also where reading fails: a half-written pair is followed by a whole one.
+            current.0 = written;
+            match make() {
+                Ok(renewed) => current.1 = renewed,
+                Err(error) => failed(error),
+            }
+        }
+        Arc::clone(&current.1)
     }
 }
 

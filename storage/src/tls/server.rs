@@ -1,8 +1,7 @@
 //! The side that is connected to.
 
-use std::{io, sync::Arc, time::SystemTime};
+use std::{io, sync::Arc};
 
-use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsAcceptor,
@@ -14,7 +13,7 @@ use tokio_rustls::{
     },
 };
 
-use super::{Connection, HTTP2, Identity, Pem, Protocol, TlsError};
+use super::{Connection, HTTP2, Identity, Pem, Protocol, Renewed, TlsError};
 
 /// What a listener demands of a client's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +53,7 @@ impl ServerTls {
             ClientAuth::IfGiven(roots) => builder.with_client_cert_verifier(verifier(roots)?.allow_unauthenticated().build()?),
             ClientAuth::Required(roots) => builder.with_client_cert_verifier(verifier(roots)?.build()?),
         };
-        let mut config = builder.with_cert_resolver(Arc::new(Renewed::new(self.identity.clone(), provider)?));
+        let mut config = builder.with_cert_resolver(Arc::new(Certificate::new(self.identity.clone(), provider)?));
         config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
@@ -94,31 +93,22 @@ impl Acceptor {
 
 /// A certificate and its key, read again when their files have changed.
 #[derive(Debug)]
-struct Renewed {
+struct Certificate {
     identity: Identity,
     provider: Arc<CryptoProvider>,
-    current: Mutex<([Option<SystemTime>; 2], Arc<CertifiedKey>)>,
+    current: Renewed<CertifiedKey, 2>,
 }
 
-impl Renewed {
+impl Certificate {
     fn new(identity: Identity, provider: Arc<CryptoProvider>) -> Result<Self, TlsError> {
-        let current = Mutex::new((identity.stamp(), identity.certified(&provider)?));
+        let current = Renewed::new(identity.stamp(), identity.certified(&provider)?);
         Ok(Self { identity, provider, current })
     }
 }
 
-impl ResolvesServerCert for Renewed {
+impl ResolvesServerCert for Certificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let stamp = self.identity.stamp();
-        let mut current = self.current.lock();
-        if current.0 != stamp {
-            // Until the files change again, also where reading fails: a half-written pair is followed by a whole one.
-            current.0 = stamp;
-            match self.identity.certified(&self.provider) {
-                Ok(renewed) => current.1 = renewed,
-                Err(error) => tracing::warn!(%error, "cannot renew the certificate, the old one stays"),
-            }
-        }
-        Some(Arc::clone(&current.1))
+        let failed = |error| tracing::warn!(%error, "cannot renew the certificate, the old one stays");
+        Some(self.current.get(self.identity.stamp(), || self.identity.certified(&self.provider), failed))
     }
 }
