@@ -48,7 +48,7 @@ impl Keys<'_> {
     }
 
     fn count(&self, key: &str) -> usize {
-        usize::try_from(self.s.number(&self.path(key))).unwrap_or(usize::MAX)
+        self.s.count(&self.path(key))
     }
 
     fn int(&self, key: &str) -> i64 {

@@ -208,7 +208,7 @@ fn instance_ring(s: &Settings, component: &str, tokens: usize, auto_forgets: boo
 fn ingester(s: &Settings, problems: &mut Vec<Problem>) -> Ring {
     let path = |key: &str| format!("ingester.lifecycler.{key}");
     let store_key = path("ring.kvstore.store");
-    let count = |key: &str| usize::try_from(s.number(&path(key))).unwrap_or(usize::MAX);
+    let count = |key: &str| s.count(&path(key));
     let tokens = count("num_tokens");
     if !(1..=MAX_TOKENS).contains(&tokens) {
         let key = path("num_tokens");
@@ -297,8 +297,7 @@ fn memberlist(s: &Settings) -> Memberlist {
     let path = |key: &str| format!("memberlist.{key}");
     let (text, flag) = (|key: &str| s.text(&path(key)), |key: &str| s.flag(&path(key)));
     let (duration, number) = (|key: &str| s.duration(&path(key)), |key: &str| s.number(&path(key)));
-    let nonzero = |duration: Duration| Some(duration).filter(|duration| !duration.is_zero());
-    let count = |key: &str| usize::try_from(number(key)).unwrap_or(usize::MAX);
+    let count = |key: &str| s.count(&path(key));
     let bind_port = port_of(s, &path("bind_port"), problems);
     let mut listen: Vec<SocketAddr> = Vec::new();
     for address in s.strings(&path("bind_addr")) {
@@ -329,7 +328,7 @@ fn memberlist(s: &Settings) -> Memberlist {
             accept_any_label: flag("cluster_label_verification_disabled"),
             join,
             rejoin,
-            rejoin_interval: nonzero(duration("rejoin_interval")),
+            rejoin_interval: s.nonzero(&path("rejoin_interval")),
             min_join_backoff,
             max_join_backoff: duration("max_join_backoff").max(min_join_backoff),
             max_join_retries: number("max_join_retries"),

@@ -27,7 +27,7 @@ pub(crate) struct Compactor {
 pub(super) fn compactor(s: &Settings) -> Compactor {
     let tempo = |key: &str| format!("compactor.compaction.{key}");
     let ours = |key: &str| format!("rubato.compactor.{key}");
-    let count = |path: String| usize::try_from(s.number(&path)).unwrap_or(usize::MAX);
+    let count = |path: String| s.count(&path);
     let nonzero = |duration: Duration, default: Duration| if duration.is_zero() { default } else { duration };
     let defaults = compactor::Settings::default();
     let cycle = s.duration(&tempo("compaction_cycle"));

@@ -308,8 +308,6 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
     let s = &settings;
     validate::validate(s, &mut problems);
 
-    let nonzero = |duration: Duration| Some(duration).filter(|duration| !duration.is_zero());
-    let count = |path: &str| usize::try_from(s.number(path)).unwrap_or(usize::MAX);
     let storage = trace_storage::storage(s, &mut problems);
     let user = "overrides.user_configurable_overrides";
     let user_overrides = s.flag(&format!("{user}.enabled")).then(|| UserOverrides {
@@ -337,7 +335,7 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
         distributor: Distributor {
             receivers,
             max_attribute_bytes: s.number("distributor.max_attribute_bytes"),
-            retry_after: nonzero(s.duration("distributor.retry_after_on_resource_exhausted")),
+            retry_after: s.nonzero("distributor.retry_after_on_resource_exhausted"),
             usage: s.flag("distributor.usage.cost_attribution.enabled").then(|| ingest::UsageSettings {
                 max_cardinality: s.number("distributor.usage.cost_attribution.max_cardinality"),
                 stale_duration: s.duration("distributor.usage.cost_attribution.stale_duration"),
@@ -348,7 +346,7 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
             trace_live_period: s.duration("ingester.trace_live_period"),
             max_block_duration: s.duration("ingester.max_block_duration"),
             max_block_bytes: s.number("ingester.max_block_bytes"),
-            concurrent_flushes: count("ingester.concurrent_flushes").max(1),
+            concurrent_flushes: s.count("ingester.concurrent_flushes").max(1),
             flush_all_on_shutdown: s.flag("ingester.flush_all_on_shutdown"),
         },
         query,
@@ -356,7 +354,7 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
         querier,
         storage,
         dataflow: Dataflow {
-            workers: Some(count("rubato.dataflow.workers")).filter(|workers| *workers > 0),
+            workers: Some(s.count("rubato.dataflow.workers")).filter(|workers| *workers > 0),
             tick: s.duration("rubato.dataflow.tick"),
             checkpoint_interval: s.duration("rubato.dataflow.checkpoint_interval"),
         },
@@ -364,7 +362,7 @@ fn build(mut settings: Settings, receivers: Receivers, notes: Vec<String>, reque
         ingester_client_tls,
         compactor: compactor::compactor(s),
         generator: Arc::clone(&generator),
-        threads: Some(count("rubato.threads")).filter(|threads| *threads > 0),
+        threads: Some(s.count("rubato.threads")).filter(|threads| *threads > 0),
         memory_limit: Some(s.number("rubato.memory_limit")).filter(|bytes| *bytes > 0),
         memory_ratio: s.float("memory.automemlimit_ratio"),
         user_overrides,

@@ -86,14 +86,6 @@ pub(crate) struct Querier {
     pub(crate) external_timeout: Duration,
 }
 
-fn nonzero(duration: Duration) -> Option<Duration> {
-    Some(duration).filter(|duration| !duration.is_zero())
-}
-
-fn count(s: &Settings, path: &str) -> usize {
-    usize::try_from(s.number(path)).unwrap_or(usize::MAX)
-}
-
 /// What every process that answers queries needs.
 pub(super) fn query(s: &Settings, problems: &mut Vec<Problem>) -> Query {
     let denied_urls = denied_urls(s, problems);
@@ -104,10 +96,10 @@ pub(super) fn query(s: &Settings, problems: &mut Vec<Problem>) -> Query {
     Query {
         search_timeout: s.duration("querier.search.query_timeout"),
         trace_by_id_timeout: s.duration("querier.trace_by_id.query_timeout"),
-        api_timeout: nonzero(s.duration("query_frontend.api_timeout")),
+        api_timeout: s.nonzero("query_frontend.api_timeout"),
         default_result_limit: s.number("query_frontend.search.default_result_limit"),
         max_result_limit: s.number("query_frontend.search.max_result_limit"),
-        max_search_duration: nonzero(s.duration("query_frontend.search.max_duration")),
+        max_search_duration: s.nonzero("query_frontend.search.max_duration"),
         default_spans_per_span_set: s.number("query_frontend.search.default_spans_per_span_set"),
         max_spans_per_span_set: s.number("query_frontend.search.max_spans_per_span_set"),
         max_expression_bytes: s.number("query_frontend.max_query_expression_size_bytes"),
@@ -124,7 +116,7 @@ pub(super) fn query(s: &Settings, problems: &mut Vec<Problem>) -> Query {
             metadata: slo("search.metadata_slo"),
             metrics: slo("metrics"),
         },
-        max_metrics_duration: nonzero(s.duration("query_frontend.metrics.max_duration")),
+        max_metrics_duration: s.nonzero("query_frontend.metrics.max_duration"),
         metrics: query::traceql_metrics::MetricsLimits {
             max_exemplars: u32::try_from(s.number("query_frontend.metrics.max_exemplars")).unwrap_or(u32::MAX),
             max_intervals: s.number("query_frontend.metrics.max_intervals"),
@@ -136,45 +128,43 @@ pub(super) fn query(s: &Settings, problems: &mut Vec<Problem>) -> Query {
 
 /// The queue and the sizes of jobs.
 pub(super) fn query_frontend(s: &Settings) -> QueryFrontend {
-    let count = |path: &str| count(s, path);
     QueryFrontend {
         settings: query::frontend::Settings {
-            max_outstanding_per_tenant: count("query_frontend.max_outstanding_per_tenant"),
-            max_tries: count("query_frontend.max_retries"),
-            max_batch_size: count("query_frontend.max_batch_size"),
-            hedge_after: nonzero(s.duration("rubato.query_frontend.hedge_jobs_after")),
+            max_outstanding_per_tenant: s.count("query_frontend.max_outstanding_per_tenant"),
+            max_tries: s.count("query_frontend.max_retries"),
+            max_batch_size: s.count("query_frontend.max_batch_size"),
+            hedge_after: s.nonzero("rubato.query_frontend.hedge_jobs_after"),
             weights: query::frontend::Weights {
                 requests: s.flag("query_frontend.weights.request_with_weights"),
                 retries: s.flag("query_frontend.weights.retry_with_weights"),
-                max_conditions: count("query_frontend.weights.max_traceql_conditions"),
-                max_regexes: count("query_frontend.weights.max_regex_conditions"),
+                max_conditions: s.count("query_frontend.weights.max_traceql_conditions"),
+                max_regexes: s.count("query_frontend.weights.max_regex_conditions"),
             },
         },
-        concurrent_workers: count("rubato.query_frontend.concurrent_workers"),
-        concurrent_jobs: count("query_frontend.search.concurrent_jobs"),
+        concurrent_workers: s.count("rubato.query_frontend.concurrent_workers"),
+        concurrent_jobs: s.count("query_frontend.search.concurrent_jobs"),
         target_bytes_per_job: s.number("query_frontend.search.target_bytes_per_job"),
-        metrics_concurrent_jobs: count("query_frontend.metrics.concurrent_jobs"),
+        metrics_concurrent_jobs: s.count("query_frontend.metrics.concurrent_jobs"),
         metrics_bytes_per_job: s.number("query_frontend.metrics.target_bytes_per_job"),
-        trace_shards: count("query_frontend.trace_by_id.query_shards"),
-        concurrent_shards: count("query_frontend.trace_by_id.concurrent_shards"),
+        trace_shards: s.count("query_frontend.trace_by_id.query_shards"),
+        concurrent_shards: s.count("query_frontend.trace_by_id.concurrent_shards"),
         external_traces: s.flag("query_frontend.trace_by_id.external_enabled"),
     }
 }
 
 /// Who runs jobs.
 pub(super) fn querier(s: &Settings, problems: &mut Vec<Problem>) -> Querier {
-    let count = |path: &str| count(s, path);
     let frontend_tls = tls::of_grpc_client(s, "querier.frontend_worker.grpc_client_config", problems);
     Querier {
         workers: query::querier::WorkerSettings {
             id: s.text("querier.frontend_worker.id").to_owned(),
             frontends: s.text("querier.frontend_worker.frontend_address").to_owned(),
             lookup_interval: s.duration("querier.frontend_worker.dns_lookup_duration"),
-            concurrency: count("querier.max_concurrent_queries"),
-            parallelism: (!s.flag("querier.frontend_worker.match_max_concurrent")).then(|| count("querier.frontend_worker.parallelism")),
+            concurrency: s.count("querier.max_concurrent_queries"),
+            parallelism: (!s.flag("querier.frontend_worker.match_max_concurrent")).then(|| s.count("querier.frontend_worker.parallelism")),
             extra_delay: s.duration("querier.extra_query_delay"),
-            max_receive_bytes: count("querier.frontend_worker.grpc_client_config.max_recv_msg_size"),
-            max_send_bytes: count("querier.frontend_worker.grpc_client_config.max_send_msg_size"),
+            max_receive_bytes: s.count("querier.frontend_worker.grpc_client_config.max_recv_msg_size"),
+            max_send_bytes: s.count("querier.frontend_worker.grpc_client_config.max_send_msg_size"),
             backoff: (
                 s.duration("querier.frontend_worker.grpc_client_config.backoff_config.min_period"),
                 s.duration("querier.frontend_worker.grpc_client_config.backoff_config.max_period"),

@@ -2,7 +2,7 @@
 //!
 //! A key that Rubato can't honour is a problem with its line, if honouring it decides who may read or write what.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use dataflow::remote_write::{Action, Auth, Credentials, Endpoint, Pem, Protocol, Proxy, Queue, Rule, Tls, TlsVersion};
 
@@ -90,14 +90,6 @@ impl Entry<'_> {
         Some(self.s.text(key)).filter(|text| !text.is_empty())
     }
 
-    fn count(&self, key: &str) -> usize {
-        usize::try_from(self.s.number(key)).unwrap_or(usize::MAX)
-    }
-
-    fn nonzero(&self, key: &str) -> Option<Duration> {
-        Some(self.s.duration(key)).filter(|duration| !duration.is_zero())
-    }
-
     fn endpoint(mut self) -> Endpoint {
         for (key, instead) in UNAVAILABLE {
             let written = self.s.any_written(key) && !matches!(self.s.written(key), Some(Value::Null));
@@ -147,16 +139,16 @@ impl Entry<'_> {
             proxy: self.proxy(),
             follow_redirects: self.s.flag("follow_redirects"),
             queue: Queue {
-                capacity: self.count("queue_config.capacity"),
-                max_shards: self.count("queue_config.max_shards"),
-                max_samples_per_send: self.count("queue_config.max_samples_per_send"),
+                capacity: self.s.count("queue_config.capacity"),
+                max_shards: self.s.count("queue_config.max_shards"),
+                max_samples_per_send: self.s.count("queue_config.max_samples_per_send"),
                 min_backoff: self.s.duration("queue_config.min_backoff"),
                 max_backoff: self.s.duration("queue_config.max_backoff"),
                 // Values are cumulative and what waits is bounded, so that trying again costs nothing.
                 retry_on_429: !matches!(self.s.get("queue_config.retry_on_http_429"), Value::Bool(false)),
-                sample_age_limit: self.nonzero("queue_config.sample_age_limit"),
+                sample_age_limit: self.s.nonzero("queue_config.sample_age_limit"),
             },
-            metadata_interval: self.nonzero("metadata_config.send_interval").filter(|_| sends_metadata),
+            metadata_interval: self.s.nonzero("metadata_config.send_interval").filter(|_| sends_metadata),
         }
     }
 

@@ -78,10 +78,8 @@ pub(crate) struct GrpcServer {
 
 /// Reads them, and `rubato.auth`.
 pub(super) fn server(s: &Settings, problems: &mut Vec<Problem>) -> Server {
-    let nonzero = |duration: Duration| Some(duration).filter(|duration| !duration.is_zero());
     // `infinite` is the largest number.
-    let finite = |duration: Duration| nonzero(duration).filter(|duration| duration.as_nanos() < i64::MAX as u128);
-    let count = |path: &str| usize::try_from(s.number(path)).unwrap_or(usize::MAX);
+    let finite = |path: &str| s.nonzero(path).filter(|duration| duration.as_nanos() < i64::MAX as u128);
     let path = |key: &str| Some(s.text(key)).filter(|path| !path.is_empty()).map(PathBuf::from);
     let http_tls = tls::of_server(s, "server", "http_tls_config", problems);
     let grpc_tls = tls::of_server(s, "server", "grpc_tls_config", problems);
@@ -90,17 +88,17 @@ pub(super) fn server(s: &Settings, problems: &mut Vec<Problem>) -> Server {
         http_endpoint: endpoint(s, "server", "http"),
         http_tls,
         auth: AuthFiles { basic_users: path("rubato.auth.basic_users_file"), bearer_tokens: path("rubato.auth.bearer_tokens_file") },
-        max_http_connections: count("server.http_listen_conn_limit"),
-        max_grpc_connections: count("server.grpc_listen_conn_limit"),
+        max_http_connections: s.count("server.http_listen_conn_limit"),
+        max_grpc_connections: s.count("server.grpc_listen_conn_limit"),
         grpc: GrpcServer {
             endpoint: endpoint(s, "server", "grpc"),
-            max_receive_bytes: count("server.grpc_server_max_recv_msg_size"),
-            max_send_bytes: count("server.grpc_server_max_send_msg_size"),
+            max_receive_bytes: s.count("server.grpc_server_max_recv_msg_size"),
+            max_send_bytes: s.count("server.grpc_server_max_send_msg_size"),
             max_concurrent_streams: u32::try_from(s.number("server.grpc_server_max_concurrent_streams"))
                 .ok()
                 .filter(|streams| *streams > 0),
-            max_connection_age: finite(s.duration("server.grpc_server_max_connection_age")),
-            max_connection_age_grace: finite(s.duration("server.grpc_server_max_connection_age_grace")),
+            max_connection_age: finite("server.grpc_server_max_connection_age"),
+            max_connection_age_grace: finite("server.grpc_server_max_connection_age_grace"),
             keepalive_time: s.duration("server.grpc_server_keepalive_time"),
             keepalive_timeout: s.duration("server.grpc_server_keepalive_timeout"),
             tls: grpc_tls,
@@ -108,9 +106,9 @@ pub(super) fn server(s: &Settings, problems: &mut Vec<Problem>) -> Server {
         grpc_over_http: s.flag("stream_over_http_enabled"),
         http_timeouts: HttpTimeouts {
             // One time for both, since nobody can tell a client that has not begun from one that is slow.
-            idle: ["read_header", "idle", "read"].iter().find_map(|key| nonzero(s.duration(&format!("server.http_server_{key}_timeout")))),
-            read: nonzero(s.duration("server.http_server_read_timeout")),
-            write: nonzero(s.duration("server.http_server_write_timeout")),
+            idle: ["read_header", "idle", "read"].iter().find_map(|key| s.nonzero(&format!("server.http_server_{key}_timeout"))),
+            read: s.nonzero("server.http_server_read_timeout"),
+            write: s.nonzero("server.http_server_write_timeout"),
         },
         log_level: s.text("server.log_level").to_owned(),
         log_json: s.text("server.log_format") == "json",

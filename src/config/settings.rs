@@ -103,6 +103,11 @@ impl Settings {
         unsigned(self.get(path))
     }
 
+    /// The same as a number of things; too large ones are the largest.
+    pub(crate) fn count(&self, path: &str) -> usize {
+        usize::try_from(self.number(path)).unwrap_or(usize::MAX)
+    }
+
     /// A floating point number.
     pub(crate) fn float(&self, path: &str) -> f64 {
         match self.get(path) {
@@ -114,6 +119,11 @@ impl Settings {
     /// A duration; negative ones are 0.
     pub(crate) fn duration(&self, path: &str) -> Duration {
         positive_duration(self.get(path))
+    }
+
+    /// The same where zero and less mean none.
+    pub(crate) fn nonzero(&self, path: &str) -> Option<Duration> {
+        Some(self.duration(path)).filter(|duration| !duration.is_zero())
     }
 
     /// A list of strings.

@@ -50,7 +50,13 @@ impl Keys<'_> {
 
     /// Certificate and key; none where neither is there.
     fn identity(&mut self, (cert, cert_file): (&str, &str), (key, key_file): (&str, &str)) -> Option<Identity> {
-        match (self.pem(cert, cert_file), self.pem(key, key_file)) {
+        let found = (self.pem(cert, cert_file), self.pem(key, key_file));
+        self.pair(found, cert_file, key_file)
+    }
+
+    /// Both of them; a problem where only one is there.
+    fn pair(&mut self, found: (Option<Pem>, Option<Pem>), cert_file: &str, key_file: &str) -> Option<Identity> {
+        match found {
             (Some(cert), Some(key)) => Some(Identity { cert, key }),
             (Some(_), None) => {
                 self.problem(cert_file, &format!("has no {key_file} beside it"));
@@ -139,18 +145,8 @@ fn client(s: &Settings, block: &str, problems: &mut Vec<Problem>) -> Option<Clie
     }
     let some = |key: &str| Some(s.text(key)).filter(|text| !text.is_empty());
     let file = |key: String| some(&key).map(|path| Pem::File(PathBuf::from(path)));
-    let identity = match (file(keys.path("tls_cert_path")), file(keys.path("tls_key_path"))) {
-        (Some(cert), Some(key)) => Some(Identity { cert, key }),
-        (Some(_), None) => {
-            keys.problem("tls_cert_path", "has no tls_key_path beside it");
-            None
-        }
-        (None, Some(_)) => {
-            keys.problem("tls_key_path", "has no tls_cert_path beside it");
-            None
-        }
-        (None, None) => None,
-    };
+    let found = (file(keys.path("tls_cert_path")), file(keys.path("tls_key_path")));
+    let identity = keys.pair(found, "tls_cert_path", "tls_key_path");
     let version = s.text(&keys.path("tls_min_version"));
     if !VERSIONS.contains(&version) {
         keys.problem("tls_min_version", &format!("\"{version}\" is not one of {}", VERSIONS[1..].join(", ")));

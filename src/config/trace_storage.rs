@@ -112,7 +112,7 @@ fn wal_sync(s: &Settings) -> Result<storage::wal::Sync, Problem> {
 /// The keys `storage.trace.blocklist_poll*` and `storage.trace.empty_tenant_deletion_*`.
 fn blocklist(s: &Settings) -> blocklist::Settings {
     let path = |key: &str| format!("storage.trace.{key}");
-    let count = |key: &str| usize::try_from(s.number(&path(key))).unwrap_or(usize::MAX);
+    let count = |key: &str| s.count(&path(key));
     blocklist::Settings {
         interval: s.duration(&path("blocklist_poll")),
         concurrency: count("blocklist_poll_concurrency"),
