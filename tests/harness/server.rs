@@ -119,17 +119,9 @@ impl Server {
     /// Starts the process without waiting for it.
     pub(crate) fn spawn(&mut self) {
         let config = self.write_config();
-        let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log file");
-        let process = Command::new(env!("CARGO_BIN_EXE_rubato"))
-            .arg(format!("-config.file={}", config.display()))
-            .current_dir(self.dir.path())
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log)
-            .spawn()
-            .expect("the binary starts");
-        self.process = Some(process);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rubato"));
+        command.arg(format!("-config.file={}", config.display()));
+        self.process = Some(spawn(command, self.dir.path(), &self.log_path()));
     }
 
     /// Whether it became ready; `false` if it ended instead.
@@ -332,12 +324,29 @@ impl Drop for Server {
             let _ = process.wait();
         }
         if std::thread::panicking() {
-            let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
-            eprintln!("---- last lines of the server's log ----");
-            lines[lines.len().saturating_sub(60)..].iter().for_each(|line| eprintln!("{line}"));
+            print_end("the server's log", &self.log(), 60);
         }
     }
+}
+
+/// Starts the binary in a folder, with what it says appended to a log.
+pub(crate) fn spawn(mut command: Command, dir: &Path, log: &Path) -> Child {
+    let log = OpenOptions::new().create(true).append(true).open(log).expect("a log file");
+    command
+        .current_dir(dir)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a second handle"))
+        .stderr(log)
+        .spawn()
+        .expect("the binary starts")
+}
+
+/// Prints the last lines of a log, for whoever looks for the cause of a failure.
+pub(crate) fn print_end(of: &str, log: &str, lines: usize) {
+    let all: Vec<&str> = log.lines().collect();
+    eprintln!("---- last lines of {of} ----");
+    all[all.len().saturating_sub(lines)..].iter().for_each(|line| eprintln!("{line}"));
 }
 
 /// Runs the binary with arguments in a folder until it ends.

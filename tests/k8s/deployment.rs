@@ -5,9 +5,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
 };
 
 use serde_json::Value;
@@ -21,6 +21,7 @@ use crate::{
         network::Network,
         otlp::{body, span},
         s3::{ACCESS_KEY, BUCKET, SECRET_KEY, Server as S3},
+        server,
     },
     memcached::process::Memcached,
     prometheus::Prometheus,
@@ -63,10 +64,7 @@ impl Drop for Pod {
         _ = self.process.kill();
         _ = self.process.wait();
         if std::thread::panicking() {
-            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            eprintln!("---- last lines of {} ----", self.name);
-            lines[lines.len().saturating_sub(25)..].iter().for_each(|line| eprintln!("{line}"));
+            server::print_end(&self.name, &fs::read_to_string(self.dir.path().join("log")).unwrap_or_default(), 25);
         }
     }
 }
@@ -146,23 +144,15 @@ fn start(objects: &[Object], role: &'static str, number: usize, address: String,
     let name = format!("tempo-{role}-{number}");
     let dir = tempfile::Builder::new().prefix("rubato-pod-").tempdir().expect("a temporary folder");
     write_files(objects, dir.path(), &address, names);
-    let log = File::create(dir.path().join("log")).expect("writable");
     let arguments = list_of(container.at("/args"));
     let arguments =
         arguments.iter().map(|argument| argument.as_str().expect("text").replace("/etc/tempo", &dir.path().display().to_string()));
     let mut environment = environment(&container, &name, &address);
     // Nobody listens at the collector of own traces.
     environment.retain(|name, _| !name.starts_with("JAEGER_"));
-    let process = Command::new(env!("CARGO_BIN_EXE_rubato"))
-        .args(arguments)
-        .envs(environment)
-        .env_remove("RUST_LOG")
-        .current_dir(dir.path())
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("a second handle"))
-        .stderr(log)
-        .spawn()
-        .expect("the binary starts");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rubato"));
+    command.args(arguments).envs(environment);
+    let process = server::spawn(command, dir.path(), &dir.path().join("log"));
     Pod { role, name, address, dir, process }
 }
 

@@ -1,9 +1,9 @@
 //! A cluster as somebody would run it: twelve processes of six roles, each at a place of its own, and what they need from outside.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs,
     os::unix::process::ExitStatusExt as _,
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,7 @@ use crate::{
         client::Client,
         eventually,
         s3::{ACCESS_KEY, BUCKET, SECRET_KEY, Server as S3},
+        server,
     },
     memcached::process::Memcached,
     prometheus::Prometheus,
@@ -130,19 +131,9 @@ rubato: {{dataflow: {{workers: 1, listen_address: {address}}}, memory_limit: 512
 
     pub(super) fn start(&mut self) {
         let binary = std::env::var("RUBATO_SOAK_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_rubato").to_owned());
-        let log = OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).expect("a log file");
-        let process = self
-            .place
-            .command(&binary)
-            .arg(format!("-config.file={}", self.dir.path().join("config.yaml").display()))
-            .current_dir(self.dir.path())
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log)
-            .spawn()
-            .expect("the binary starts");
-        self.process = Some(process);
+        let mut command = self.place.command(&binary);
+        command.arg(format!("-config.file={}", self.dir.path().join("config.yaml").display()));
+        self.process = Some(server::spawn(command, self.dir.path(), &self.dir.path().join("log")));
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -208,10 +199,7 @@ impl Drop for Node {
         if let Some(kept) = std::env::var_os("RUBATO_SOAK_LOGS") {
             _ = fs::create_dir_all(&kept).and_then(|()| fs::write(std::path::Path::new(&kept).join(&self.name), self.log()));
         } else if std::thread::panicking() {
-            let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
-            eprintln!("---- last lines of {} ----", self.name);
-            lines[lines.len().saturating_sub(20)..].iter().for_each(|line| eprintln!("{line}"));
+            server::print_end(&self.name, &self.log(), 20);
         }
     }
 }

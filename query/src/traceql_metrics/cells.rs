@@ -192,6 +192,11 @@ impl Cells {
     }
 }
 
+/// All counts together.
+pub(super) fn sum(counts: &[u64]) -> u64 {
+    counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
+}
+
 /// Adds counts interval by interval.
 pub(super) fn add_counts(to: &mut [u64], from: &[u64]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to = to.saturating_add(*from));

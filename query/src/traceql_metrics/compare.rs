@@ -15,7 +15,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
 use super::{
-    cells::add_counts,
+    cells::{add_counts, sum},
     error::MetricsError,
     labels::{LabelRef, LabelValue},
     request::MetricsRequest,
@@ -168,10 +168,6 @@ fn begun<'a>(total: &'a mut Vec<u64>, intervals: usize, bytes: &mut usize) -> &'
 /// Adds counts of intervals from `first` on.
 fn add_part(to: &mut [u64], counts: &[u32], first: usize) {
     to.iter_mut().skip(first).zip(counts).for_each(|(to, count)| *to = to.saturating_add(u64::from(*count)));
-}
-
-fn sum(counts: &[u64]) -> u64 {
-    counts.iter().fold(0, |sum: u64, count| sum.saturating_add(*count))
 }
 
 impl Values {

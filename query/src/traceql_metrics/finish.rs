@@ -18,7 +18,7 @@ use opentelemetry_proto::tonic::common::v1::any_value;
 use storage::id::TraceId;
 
 use super::{
-    cells::{Buckets, Cells, Number},
+    cells::{Buckets, Cells, Number, sum},
     compare::SIDES,
     exemplars::Exemplar,
     labels::{self, Label, LabelValue, SortKey, group_labels, key_value},
@@ -289,10 +289,6 @@ fn quantile(buckets: &[(u8, u64)], share: f64) -> f64 {
         below = Some(exponent);
     }
     below.map_or(0.0, bound)
-}
-
-fn sum(counts: &[u64]) -> u64 {
-    counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
 }
 
 fn compared(request: &MetricsRequest, partial: &Partial) -> Vec<Series> {
