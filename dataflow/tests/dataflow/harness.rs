@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use dataflow::{
-    Components, Dataflow, Settings,
+    Components, Dataflow, DataflowError, Settings,
     generator::{Generator, Snapshots, Tenants},
     manifest::ManifestStore,
 };
@@ -240,7 +240,15 @@ impl Harness {
     }
 
     pub(crate) async fn flush(&self) {
-        let flush = self.running.as_ref().expect("running").0.flush();
+        let flush = async {
+            loop {
+                match self.running.as_ref().expect("running").0.flush().await {
+                    // A generation has ended meanwhile: asked again, as the binary does.
+                    Err(DataflowError::Reforming) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    other => return other,
+                }
+            }
+        };
         tokio::time::timeout(Duration::from_secs(60), flush).await.expect("a flush ends").expect("flush");
     }
 
