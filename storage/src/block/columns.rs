@@ -17,6 +17,7 @@
 use std::sync::Arc;
 
 use super::{
+    encoding::width_of,
     file::{File, FileWriter},
     interner::Interner,
     pages::{self, ChunkWriter, ColumnError, EncodedLevels, Press, Shared, write_levels},
@@ -25,7 +26,7 @@ use super::{
 
 /// Entries of the list that sets the pace, in one page. Finding one trace decodes a page of every leaf; of smaller pages more bytes are
 /// headers, and they compress less.
-pub(crate) const PAGE_ENTRIES: usize = 16 << 10;
+pub(crate) const PAGE_ENTRIES: usize = 24 << 10;
 
 /// Bytes of free text in the buffers after which a page is cut early.
 const PAGE_BYTES: usize = 4 << 20;
@@ -63,6 +64,15 @@ struct Levels {
     nulls: Vec<u8>,
     /// Whether the list has optional leaves of its own.
     optional: bool,
+}
+
+/// Repetition levels that lists have in common.
+#[derive(Debug)]
+struct Repetition {
+    levels: Vec<u8>,
+    /// Bits of each when they are encoded.
+    width: u32,
+    encoded: Shared,
 }
 
 #[derive(Debug, Default)]
@@ -132,7 +142,7 @@ pub(crate) struct Columns {
     pace: usize,
     levels: Vec<Levels>,
     /// The different repetition levels of this page.
-    repetitions: Vec<Shared>,
+    repetitions: Vec<Repetition>,
     leaves: Vec<Values>,
     dictionaries: Vec<DictionaryLeaf>,
     texts: Vec<TextLeaf>,
@@ -443,7 +453,7 @@ impl Columns {
             levels.encode_present(present, &mut self.scratch, &mut self.present);
             &self.present
         };
-        let levels = EncodedLevels { repetition: &self.repetitions[levels.repetition], definition };
+        let levels = EncodedLevels { repetition: &self.repetitions[levels.repetition].encoded, definition };
         self.chunks[position].page(info, &mut self.press, (self.rows_in_page, entries), levels, values, strings)?;
         match self.leaves[position] {
             Values::Dictionary(slot) => self.dictionaries[slot as usize].next_page(),
@@ -493,19 +503,22 @@ impl Columns {
 
 impl Levels {
     /// Encodes the levels of this page for the leaves to copy.
-    fn encode(&mut self, scratch: &mut Vec<u8>, repetitions: &mut Vec<Shared>) {
+    fn encode(&mut self, scratch: &mut Vec<u8>, repetitions: &mut Vec<Repetition>) {
         self.definition.clear();
         self.nulls.clear();
         let List { repetition, definition, .. } = self.list;
-        let mut encoded = Vec::new();
+        scratch.clear();
         if repetition > 0 {
-            scratch.clear();
             scratch.extend(self.entries.iter().map(|entry| entry >> 4));
-            write_levels(scratch, repetition, &mut encoded);
         }
-        let known = repetitions.iter().position(|known| known.bytes() == encoded);
+        let width = width_of(repetition.into());
+        let known = repetitions.iter().position(|known| known.width == width && known.levels == *scratch);
         self.repetition = known.unwrap_or_else(|| {
-            repetitions.push(Shared::new(encoded));
+            let mut encoded = Vec::new();
+            if repetition > 0 {
+                write_levels(scratch, repetition, &mut encoded);
+            }
+            repetitions.push(Repetition { levels: scratch.clone(), width, encoded: Shared::new(encoded) });
             repetitions.len() - 1
         });
         if definition > 0 {

@@ -136,6 +136,11 @@ impl<'a> Hybrid<'a> {
             }
             let mut step = count.min(self.left);
             match &mut self.run {
+                // Most runs are short, and so many bytes are written at once as quickly as one.
+                Run::Equal(value) if step <= 16 => {
+                    out.extend_from_slice(&[*value as u8; 16]);
+                    out.truncate(out.len() - (16 - step));
+                }
                 Run::Equal(value) => out.resize(out.len() + step, *value as u8),
                 Run::Packed { bytes, at } if *at % 8 == 0 && step >= 8 => {
                     // Eight levels are `width` whole bytes.

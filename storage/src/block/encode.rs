@@ -186,6 +186,37 @@ enum Meaning {
     Generic,
 }
 
+/// Which key came after which: instrumentation sets attributes in the same order again and again, and comparing with the key that is expected
+/// is quicker than looking it up.
+#[derive(Debug)]
+struct Sequence {
+    /// The key that came last, as its number plus one; 0 at the begin of a span.
+    last: usize,
+    /// The number of the key that came after it the last time, by `last`.
+    next: Vec<u32>,
+}
+
+impl Default for Sequence {
+    fn default() -> Self {
+        Self { last: 0, next: vec![0] }
+    }
+}
+
+impl Sequence {
+    /// The number of the next key, and whether it is new.
+    #[inline]
+    fn number(&mut self, keys: &mut Interner, key: &[u8]) -> (u32, bool) {
+        let expected = self.next[self.last];
+        let (number, new) = if keys.is(expected, key) { (expected, false) } else { keys.intern(key) };
+        if new {
+            self.next.push(0);
+        }
+        self.next[self.last] = number;
+        self.last = number as usize + 1;
+        (number, new)
+    }
+}
+
 /// Repetition levels of a second and later resource, scope, span, event or link, attribute of a span.
 const RESOURCE: u8 = 1;
 const SCOPE: u8 = 2;
@@ -207,6 +238,7 @@ struct Encoder {
     keys: Interner,
     /// Meaning of the keys, and their numbers in the leaf of generic keys once they are used there.
     meanings: Vec<(Meaning, Option<u32>)>,
+    sequence: Sequence,
     /// Numbers the messages as `resources` does.
     resource_cache: Interner,
     resources: Vec<Resource>,
@@ -248,6 +280,7 @@ impl Encoder {
             columns,
             keys: Interner::default(),
             meanings: Vec::new(),
+            sequence: Sequence::default(),
             resource_cache: Interner::default(),
             resources: Vec::new(),
             resource_classes: Interner::default(),
@@ -269,6 +302,7 @@ impl Encoder {
         self.columns.cut_row_group()?;
         self.keys.clear();
         self.meanings.clear();
+        self.sequence = Sequence::default();
         self.resource_cache.clear();
         self.resources.clear();
         self.resource_classes.clear();

@@ -6,6 +6,7 @@
 //! | [`levels`] | the same, in fewer kinds of runs | levels |
 //! | [`delta`] | DELTA_BINARY_PACKED | times, counts, lengths |
 //! | [`delta_lengths`] | DELTA_LENGTH_BYTE_ARRAY | ids, free text |
+//! | [`plain_strings`] | PLAIN of BYTE_ARRAY | text that is rare |
 //! | [`bits`] | PLAIN of BOOLEAN | flags |
 //!
 //! All functions append to `out`. Widths are in bits.
@@ -60,14 +61,32 @@ pub(crate) fn levels(values: &[u8], width: u32, out: &mut Vec<u8>) {
     debug_assert!(width <= 8, "a run's value is one byte");
     let start = out.len();
     let limit = values.len() * width as usize / 4;
-    for run in values.chunk_by(|a, b| a == b) {
+    let mut rest = values;
+    while let Some(&value) = rest.first() {
+        let (run, after) = rest.split_at(run_length(rest, value));
+        rest = after;
         varint(run.len() as u64 * 2, out);
-        out.push(run[0]);
+        out.push(value);
         if out.len() - start > limit + 2 {
             out.truncate(start);
             return literals(values, width, out);
         }
     }
+}
+
+/// How many values are this one before the first that is not, eight at a time.
+#[inline]
+fn run_length(values: &[u8], value: u8) -> usize {
+    let all = u64::from_le_bytes([value; 8]);
+    let mut length = 0;
+    while let Some(next) = values[length..].first_chunk::<8>() {
+        let different = u64::from_le_bytes(*next) ^ all;
+        if different != 0 {
+            return length + different.trailing_zeros() as usize / 8;
+        }
+        length += 8;
+    }
+    length + values[length..].iter().take_while(|&&other| other == value).count()
 }
 
 fn literals<T: Packed>(values: &[T], width: u32, out: &mut Vec<u8>) {
@@ -127,8 +146,9 @@ const BLOCK: usize = 128;
 const MINIBLOCK: usize = 32;
 
 /// Differences between neighbours, less a smallest difference, in whole bytes: they are compressed afterwards, which finds nothing in bits that
-/// cross bytes. All blocks count from the same smallest difference if one or two bytes can hold all differences then, so that equal
-/// differences are equal bytes; otherwise each from its own.
+/// cross bytes. If one or two bytes can hold all differences, equal differences are equal bytes wherever they stand: blocks count from
+/// [`NARROW`], and those with smaller differences from a number of whole 256 below it, so that the low bytes are the same and the high ones
+/// of small differences too. Otherwise each block counts from its own smallest difference.
 pub(crate) fn delta(values: &[i64], width: Width, out: &mut Vec<u8>) {
     varint(BLOCK as u64, out);
     varint((BLOCK / MINIBLOCK) as u64, out);
@@ -142,33 +162,63 @@ pub(crate) fn delta(values: &[i64], width: Width, out: &mut Vec<u8>) {
         deltas.fold((i64::MAX, i64::MIN), |(smallest, largest), delta| (smallest.min(delta), largest.max(delta)))
     };
     let (smallest, largest) = range(&mut values.windows(2).map(difference));
-    let common = [1 << 7, 1 << 15].into_iter().find(|&half| smallest < largest && -half <= smallest && largest < half);
+    let common = common_base(smallest, largest);
     let mut deltas = [0i64; BLOCK];
     for start in (0..values.len().saturating_sub(1)).step_by(BLOCK) {
         let block = &values[start..values.len().min(start + BLOCK + 1)];
         let deltas = &mut deltas[..block.len() - 1];
         deltas.iter_mut().zip(block.windows(2)).for_each(|(delta, pair)| *delta = difference(pair));
-        let smallest = common.map_or_else(|| range(&mut deltas.iter().copied()).0, |half| -half);
-        zigzag(smallest, out);
+        let (smallest, _) = range(&mut deltas.iter().copied());
+        let (base, least) = match common {
+            None => (smallest, 0),
+            Some(_) if smallest >= NARROW => (NARROW, 8),
+            Some(base) => (base, 16),
+        };
+        zigzag(base, out);
         let widths_at = out.len();
         out.extend_from_slice(&[0; BLOCK / MINIBLOCK]);
         for (index, miniblock) in deltas.chunks_mut(MINIBLOCK).enumerate() {
             let mut all = 0;
             for delta in miniblock.iter_mut() {
-                *delta = delta.wrapping_sub(smallest);
+                *delta = delta.wrapping_sub(base);
                 all |= *delta as u64;
             }
-            let width = common.map_or_else(|| width_of(all).next_multiple_of(8), |half| width_of(half as u64 * 2 - 1));
+            let width = width_of(all).next_multiple_of(8).max(least);
             out[widths_at + index] = width as u8;
             pack(miniblock.iter().map(|&d| d as u64), width, MINIBLOCK, out);
         }
     }
 }
 
+/// From where the differences count that fit one byte.
+const NARROW: i64 = -(1 << 7);
+
+/// What all blocks of a page that has these differences can count from, if one or two bytes are enough then. None if there is but one
+/// difference, which needs no bits at all.
+fn common_base(smallest: i64, largest: i64) -> Option<i64> {
+    const WIDE: i64 = 1 << 16;
+    if smallest >= largest || smallest < -WIDE || largest >= WIDE {
+        return None;
+    }
+    let base = NARROW + (smallest.min(NARROW) - NARROW).div_euclid(1 << 8) * (1 << 8);
+    (largest - base < WIDE).then_some(base)
+}
+
 /// The lengths as [`delta`], then the bytes one after the other.
 pub(crate) fn delta_lengths(lengths: &[i64], bytes: &[u8], out: &mut Vec<u8>) {
     delta(lengths, Width::W32, out);
     out.extend_from_slice(bytes);
+}
+
+/// Every string behind its length.
+pub(crate) fn plain_strings(lengths: &[i64], bytes: &[u8], out: &mut Vec<u8>) {
+    let mut rest = bytes;
+    for &length in lengths {
+        let (string, after) = rest.split_at(length as usize);
+        rest = after;
+        out.extend_from_slice(&(length as u32).to_le_bytes());
+        out.extend_from_slice(string);
+    }
 }
 
 /// ULEB128.
@@ -295,6 +345,38 @@ mod tests {
                 prop_assert_eq!(&read[..narrow.len()], &narrow[..]);
             }
         }
+    }
+
+    /// Sizes of the blocks: widths of their first miniblocks in bits, by what they count from.
+    #[test]
+    fn small_differences_are_the_same_bytes_whatever_the_page_has_beside_them() {
+        let small: Vec<i64> = (0..300).map(|at| at * 3 % 50).collect();
+        let mut out = Vec::new();
+        delta(&small, Width::W32, &mut out);
+        let bytes = |out: &[u8]| out.windows(2).filter(|two| two[1] == two[0]).count();
+        assert!(out.len() < 2 * small.len() && bytes(&out) > 200, "one byte each, and equal ones");
+        let alone = out.len();
+        // One large difference makes a block wide, or a miniblock, but not the page.
+        for (large, more) in [(600, 32), (-600, 128), (32_000, 160)] {
+            let mut values = small.clone();
+            values.iter_mut().skip(200).for_each(|value| *value += large);
+            out.clear();
+            delta(&values, Width::W32, &mut out);
+            assert_eq!(&read_delta(&out, Width::W32)[..values.len()], &values[..]);
+            assert!((alone..=alone + more + 4).contains(&out.len()), "{large}: {} after {alone}", out.len());
+        }
+        assert_eq!(
+            [common_base(0, 0), common_base(-1, 1), common_base(-129, 0), common_base(-384, 65_151)],
+            [None, Some(-128), Some(-384), Some(-384)]
+        );
+        assert_eq!([common_base(-384, 65_152), common_base(i64::MIN, 0), common_base(0, i64::MAX)], [None; 3]);
+    }
+
+    #[test]
+    fn plain_strings_have_their_length_before_them() {
+        let mut out = Vec::new();
+        plain_strings(&[0, 3, 1], b"abcd", &mut out);
+        assert_eq!(out, b"\0\0\0\0\x03\0\0\0abc\x01\0\0\0d");
     }
 
     #[test]

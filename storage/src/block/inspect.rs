@@ -15,7 +15,7 @@ pub struct ColumnFacts {
     pub encodings: String,
     /// Entries, nulls and empty lists among them.
     pub values: u64,
-    /// Bytes in the file.
+    /// Bytes in the file; columns that store the same share them, and each counts them.
     pub compressed: u64,
     /// Bytes before compression.
     pub uncompressed: u64,

@@ -23,13 +23,45 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()).map_or(0, |chunk| u64::from_le_bytes(*chunk))
 }
 
+/// All bytes of a string of less than eight, some of them twice. Of strings of one length, different ones give different numbers.
+#[inline(always)]
+fn short(bytes: &[u8]) -> u64 {
+    if let (Some(first), Some(last)) = (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+        return u64::from(u32::from_le_bytes(*first)) << 32 | u64::from(u32::from_le_bytes(*last));
+    }
+    match *bytes {
+        [] => 0,
+        [first, .., last] => u64::from(first) << 16 | u64::from(bytes[1]) << 8 | u64::from(last),
+        [only] => only.into(),
+    }
+}
+
+/// Whether two strings are the same. Most have a few dozen bytes, for which a call takes longer than comparing.
+#[inline(always)]
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let length = a.len();
+    if length != b.len() {
+        return false;
+    }
+    if length < 8 {
+        return short(a) == short(b);
+    }
+    let mut at = 0;
+    while at + 8 < length {
+        if word(a, at) != word(b, at) {
+            return false;
+        }
+        at += 8;
+    }
+    word(a, length - 8) == word(b, length - 8)
+}
+
 #[inline]
 fn hash(seed: u64, bytes: &[u8]) -> u32 {
     let length = bytes.len();
     let mut state = seed ^ (length as u64).wrapping_mul(MULTIPLIER);
     if length < 8 {
-        let tail = bytes.iter().fold(0u64, |tail, &byte| tail << 8 | u64::from(byte));
-        state = fold(state ^ tail, MULTIPLIER);
+        state = fold(state ^ short(bytes), MULTIPLIER);
     } else {
         let mut at = 0;
         while at + 8 < length {
@@ -71,7 +103,7 @@ impl Interner {
                 return (self.insert(bytes, hash, at), true);
             }
             let number = slot as u32 - 1;
-            if (slot >> 32) as u32 == hash && self.get(number) == bytes {
+            if (slot >> 32) as u32 == hash && same(self.get(number), bytes) {
                 return (number, false);
             }
             at = (at + 1) & mask;
@@ -85,7 +117,7 @@ impl Interner {
         self.ends.push(self.bytes.len());
         self.slots[at] = u64::from(hash) << 32 | u64::from(number + 1);
         if self.ends.len() * 2 > self.slots.len() {
-            let mut slots = vec![0; self.slots.len() * 4];
+            let mut slots = vec![0; self.slots.len() * 2];
             let mask = slots.len() - 1;
             for &slot in self.slots.iter().filter(|&&slot| slot != 0) {
                 let mut at = (slot >> 32) as usize & mask;
@@ -97,6 +129,12 @@ impl Interner {
             self.slots = slots;
         }
         number
+    }
+
+    /// Whether this is the string of a number; it is not if there is no such number.
+    #[inline(always)]
+    pub(crate) fn is(&self, number: u32, bytes: &[u8]) -> bool {
+        (number as usize) < self.ends.len() && same(self.get(number), bytes)
     }
 
     /// The string of a number.
@@ -195,6 +233,8 @@ mod tests {
             .collect();
         assert_eq!(plain, expected);
         assert!(Interner::default().sorted(&[100, 2000]).is_empty());
+        assert!(model.iter().enumerate().all(|(number, text)| interner.is(number as u32, text.as_bytes())));
+        assert!(!interner.is(0, b"y") && !interner.is(model.len() as u32, b""));
         interner.clear();
         assert_eq!(interner.intern(b""), (0, true));
     }

@@ -86,9 +86,12 @@ impl Effort {
             Self::Codes => (5, &[]),
             Self::Sequences => (3, &[]),
             Self::Levels => {
-                (5, &[WindowLog(17), HashLog(15), ChainLog(15), SearchLog(3), MinMatch(6), TargetLength(8), Search(Strategy::ZSTD_greedy)])
+                (5, &[WindowLog(17), HashLog(15), ChainLog(15), SearchLog(5), MinMatch(6), TargetLength(8), Search(Strategy::ZSTD_lazy)])
             }
-            Self::Strings => (ZSTD_LEVEL, &[WindowLog(12), HashLog(13), MinMatch(7), TargetLength(0), Search(Strategy::ZSTD_fast)]),
+            Self::Strings => (
+                ZSTD_LEVEL,
+                &[WindowLog(12), HashLog(13), ChainLog(13), SearchLog(1), MinMatch(6), TargetLength(0), Search(Strategy::ZSTD_lazy2)],
+            ),
         };
         let mut compressor = Compressor::new(level)?;
         parameters.iter().try_for_each(|&parameter| compressor.set_parameter(parameter))?;
@@ -164,11 +167,6 @@ impl Shared {
     /// Not compressed yet.
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
         Self { bytes, frame: OnceLock::new() }
-    }
-
-    /// The bytes.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
     }
 }
 
@@ -646,6 +644,7 @@ fn encode(leaf: &Leaf, values: Values<'_>, strings: usize, page: &mut Vec<u8>) -
             page.push(width as u8);
             encoding::hybrid(codes, width, page);
         }
+        Values::Bytes(lengths, bytes) if leaf.layout == Layout::Plain => encoding::plain_strings(lengths, bytes, page),
         Values::Bytes(lengths, bytes) => encoding::delta_lengths(lengths, bytes, page),
         Values::Integers(values) => match (leaf.layout, leaf.physical) {
             (Layout::Delta, Physical::INT32) => encoding::delta(values, Width::W32, page),

@@ -161,24 +161,16 @@ fn with_dedicated(columns: &[Assigned<'_>]) -> String {
     text
 }
 
-/// What a Parquet encoding Tempo gives a leaf (block-format.md §7), with three liberties: names of services and events have dictionaries in
+/// What a Parquet encoding Tempo gives a leaf (block-format.md §7), with four liberties: names of services and events have dictionaries in
 /// all versions, counts are deltas in all versions, and starts and durations of spans are plain. Their differences jump with every trace, so
-/// that as deltas they are larger than compressed words, and are read more slowly.
+/// that as deltas they are larger than compressed words, and are read more slowly. Values that have no leaf are plain, too: where there are
+/// none, their pages are those of the other leaves without values, and a [file](super::file) has them once.
 fn layout(name: &str, physical: Physical, blob: bool) -> Layout {
-    const TEXTS: [&str; 10] = [
-        "TraceID",
-        "TraceIDText",
-        "SpanID",
-        "ParentSpanID",
-        "TraceState",
-        "StatusMessage",
-        "ValueUnsupported",
-        "ValueKVList",
-        "ValueArray",
-        "Links",
-    ];
+    const TEXTS: [&str; 9] =
+        ["TraceID", "TraceIDText", "SpanID", "ParentSpanID", "TraceState", "StatusMessage", "ValueKVList", "ValueArray", "Links"];
     let last = name.rsplit('.').next().unwrap_or(name);
     match physical {
+        Physical::BYTE_ARRAY if last == "ValueUnsupported" => Layout::Plain,
         Physical::BYTE_ARRAY if blob || TEXTS.contains(&last) || name.ends_with("Events[].Attrs[].Value") => Layout::DeltaLengths,
         Physical::BYTE_ARRAY => Layout::Dictionary,
         Physical::INT32 | Physical::INT64 => {
@@ -378,6 +370,8 @@ mod tests {
                     let layout = match encoding {
                         "DICT" => Layout::Dictionary,
                         "DLBA" if name == "ServiceStats{}.key" || name.ends_with("Events[].Name") => Layout::Dictionary,
+                        // Another: where they are null, as most are, plain pages are those of other leaves.
+                        "DLBA" if name.ends_with("ValueUnsupported") => Layout::Plain,
                         "DLBA" => Layout::DeltaLengths,
                         // A liberty of ours: see `layout`.
                         "DBP" if matches!(leaf.name.as_str(), "rs[].ss[].Spans[].StartTimeUnixNano" | "rs[].ss[].Spans[].DurationNano") => {

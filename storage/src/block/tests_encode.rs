@@ -346,7 +346,7 @@ fn no_version_has_what_tempos_readers_stumble_over() {
 async fn strings_of_a_large_dictionary_stay_with_their_spans() {
     const SPANS: u64 = 250;
     let name = |number: u64| match number {
-        0..20_000 => format!("early {}", number % 200),
+        0..30_000 => format!("early {}", number % 200),
         number if number % 7 == 0 => format!("early {}", number % 200),
         number => format!("{:x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (number % 40)),
     };
@@ -362,7 +362,7 @@ async fn strings_of_a_large_dictionary_stay_with_their_spans() {
         let scope_spans = vec![ScopeSpans { spans: (trace * SPANS..(trace + 1) * SPANS).map(span).collect(), ..ScopeSpans::default() }];
         TracesData { resource_spans: vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }] }
     };
-    let traces: Vec<TracesData> = (0..440).map(trace).collect();
+    let traces: Vec<TracesData> = (0..500).map(trace).collect();
     let segments: Vec<TraceSegments> = traces
         .iter()
         .flat_map(segments_of)
@@ -379,7 +379,37 @@ async fn strings_of_a_large_dictionary_stay_with_their_spans() {
             spans += 1;
         }
     }
-    assert_eq!(spans, 440 * SPANS);
+    assert_eq!(spans, 500 * SPANS);
+}
+
+/// Leaves without a value of their own have but levels, which are those of others. No other bytes are in two leaves.
+#[test]
+fn leaves_that_store_the_same_bytes_share_them() {
+    for (format, expected) in [
+        (
+            Format::V3,
+            vec![vec!["Cluster", "Namespace", "Pod", "Container", "String01", "String10"], vec!["HttpUrl", "String09", "String10"]],
+        ),
+        (Format::V4, vec![vec!["DroppedEventsCount", "DroppedLinksCount"], vec!["String09", "String10"]]),
+    ] {
+        let data = small(format, 40).data;
+        let file = SerializedFileReader::new(data.clone()).expect("file");
+        for group in file.metadata().row_groups() {
+            let mut places: BTreeMap<(u64, u64), Vec<String>> = BTreeMap::new();
+            for chunk in group.columns() {
+                let name = chunk.column_path().parts().last().cloned().expect("a name");
+                places.entry(chunk.byte_range()).or_default().push(name);
+            }
+            let ranges: Vec<_> = places.keys().map(|&(start, length)| start as usize..(start + length) as usize).collect();
+            assert!(ranges.windows(2).all(|two| two[0].end <= two[1].start), "{format}: chunks overlap");
+            let bodies: std::collections::HashSet<&[u8]> = ranges.iter().map(|range| &data[range.clone()]).collect();
+            assert_eq!(bodies.len(), ranges.len(), "{format}: bytes are there twice");
+            for wanted in &expected {
+                let together = |names: &Vec<String>| wanted.iter().all(|&wanted| names.iter().any(|name| name == wanted));
+                assert!(places.values().any(together), "{format}: {wanted:?} do not share a chunk: {places:?}");
+            }
+        }
+    }
 }
 
 /// Changing the bytes of a version is allowed, and should not happen unseen: another encoding, another compressor, another order.

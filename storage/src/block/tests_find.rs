@@ -149,7 +149,7 @@ async fn row_groups_without_statistics_are_found_by_index_or_ids() {
 
 #[tokio::test]
 async fn columns_of_some_rows_are_parts_of_those_of_all() {
-    let traces = synthetic(&crate::synthetic::requests(29, 700));
+    let traces = synthetic(&crate::synthetic::requests(29, 1200));
     let encoded = encode(&Settings::default(), &Tenant::single(), BlockId::nil(), &traces).expect("encode");
     let (store, _) = counted(&encoded).await;
     let reader = Reader::open(&store, Arc::new(encoded.meta.clone())).await.expect("open");
@@ -274,7 +274,7 @@ async fn a_look_up_reads_one_bloom_shard_once_and_the_file_four_times_at_most() 
 
 #[tokio::test]
 async fn finding_looks_at_the_pages_of_its_row_only() {
-    let traces = synthetic(&crate::synthetic::requests(3, 1500));
+    let traces = synthetic(&crate::synthetic::requests(3, 2200));
     let encoded = encode(&Settings::default(), &Tenant::single(), BlockId::nil(), &traces).expect("encode");
     let open = async |data: Vec<u8>| {
         let store = Store::new(Arc::new(InMemory::new()), "");

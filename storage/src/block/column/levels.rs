@@ -152,10 +152,8 @@ fn read(bytes: &[u8], max: u8, entries: usize, out: &mut Vec<u8>) -> Result<(), 
     let begin = out.len();
     out.reserve(entries);
     Hybrid::new(bytes, width_of(max.into())).and_then(|mut levels| levels.read_levels(entries, out)).ok_or(TORN)?;
-    match out[begin..].iter().max() {
-        Some(&largest) if largest > max => Err("a level is larger than the schema allows".to_owned()),
-        _ => Ok(()),
-    }
+    let largest = out[begin..].iter().fold(0, |largest, &level| level.max(largest));
+    if largest > max { Err("a level is larger than the schema allows".to_owned()) } else { Ok(()) }
 }
 
 /// Of what was appended from `begin` on, keeps only a part.

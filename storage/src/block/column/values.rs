@@ -296,10 +296,8 @@ impl Values {
         let mut read = |codes: &mut Vec<u32>, strings: usize| {
             let before = codes.len();
             hybrid.read(wanted.len(), codes).ok_or(TORN)?;
-            match codes[before..].iter().max() {
-                Some(&largest) if largest as usize >= strings => Err("a dictionary number has no value".to_owned()),
-                _ => Ok(()),
-            }
+            let largest = codes[before..].iter().fold(0, |largest, &code| code.max(largest));
+            if largest as usize >= strings && codes.len() > before { Err("a dictionary number has no value".to_owned()) } else { Ok(()) }
         };
         if let (Self::Bytes(strings), Dictionary::Strings(dictionary)) = (&*self, dictionary)
             && strings.is_empty()

@@ -41,6 +41,7 @@ impl Encoder {
         let mut link_repetition = repetition;
         let mut child_of = false;
         self.columns.enter(self.leaves.spans, repetition, SPAN);
+        self.sequence.last = 0;
         for field in Fields::new(entry.bytes) {
             let field = field?;
             match (field.number, field.value) {
@@ -134,7 +135,7 @@ impl Encoder {
     #[inline]
     fn span_attribute(&mut self, bytes: &[u8], repetition: u8) -> Result<bool, WireError> {
         let (key, value) = attributes::read(bytes)?;
-        let (number, new) = self.keys.intern(key);
+        let (number, new) = self.sequence.number(&mut self.keys, key);
         if new {
             self.meanings.push((self.span_own.slot(key).map_or(Meaning::Generic, Meaning::Own), None));
         }
