@@ -168,7 +168,7 @@ fn hash_map(requests: &[Vec<Segment>]) -> usize {
             let service = attributes::find(resource, attributes::RESOURCE_ATTRIBUTES, b"service.name").and_then(attributes::text);
             let (mut name, mut start, mut end, mut status): (&[u8], u64, u64, i32) = (&[], 0, 0, 0);
             let encoded = span.span.of(&segment.body).expect("inside");
-            for field in wire::Fields::new(encoded).map_while(Result::ok) {
+            for field in wire::Valid::new(encoded) {
                 match (field.number, field.value) {
                     (5, wire::Value::Bytes(bytes)) => name = bytes,
                     (7, wire::Value::Fixed64(time)) => start = time,

@@ -7,7 +7,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use dataflow::{
     generator::{
         Agg, Exemplar, FirstSeen, Observe, Series,
-        attributes::{self, RESOURCE_ATTRIBUTES},
+        attributes::{self, RESOURCE_ATTRIBUTES, SPAN_ATTRIBUTES},
+        scan::Keys,
         service_graph::ServiceGraph,
         settings::{Common, ServiceGraphs},
     },
@@ -35,18 +36,29 @@ impl Observe for Count {
 }
 
 /// What the operator reads of every span before it asks the processors.
-struct Scanned {
+struct Scanned<'a> {
     request: usize,
     entry: SpanEntry,
     parent_span_id: u64,
     status: i32,
-    service: String,
-    resource_number: u64,
+    resource: usize,
+    values: Vec<Option<&'a [u8]>>,
 }
 
-fn scan(requests: &[Bytes]) -> Vec<Scanned> {
-    let (mut walk, mut scanned) = (Walk::default(), Vec::new());
-    let mut resources: HashMap<&[u8], u64> = HashMap::new();
+/// What it remembers of a resource.
+struct Resource {
+    service: String,
+    values: Vec<Option<Box<[u8]>>>,
+}
+
+fn graph(settings: &ServiceGraphs) -> (ServiceGraph, Keys) {
+    let (ticks, mut keys) = (Ticks::new(Duration::from_millis(250)), Keys::default());
+    (ServiceGraph::new(Tenant::single(), settings, &Common::default(), ticks, 1, &mut keys).expect("no policies"), keys)
+}
+
+fn scan<'a>(requests: &'a [Bytes], keys: &Keys) -> (Vec<Resource>, Vec<Scanned<'a>>) {
+    let (mut walk, mut resources, mut scanned) = (Walk::default(), Vec::new(), Vec::new());
+    let mut known: HashMap<&[u8], usize> = HashMap::new();
     for (request, body) in requests.iter().enumerate() {
         otlp::index(body, &mut walk).expect("synthetic requests are valid");
         for entry in &walk.spans {
@@ -61,22 +73,26 @@ fn scan(requests: &[Bytes]) -> Vec<Scanned> {
                     _ => {}
                 }
             }
-            let resource = entry.resource.of(body).expect("inside");
-            let service = attributes::find(resource, RESOURCE_ATTRIBUTES, b"service.name").and_then(attributes::text);
-            let (number, service) = (resources.len() as u64, service.expect("named").into_owned());
-            let resource_number = *resources.entry(resource).or_insert(number);
-            scanned.push(Scanned { request, entry: *entry, parent_span_id, status, service, resource_number });
+            let encoded = entry.resource.of(body).expect("inside");
+            let resource = *known.entry(encoded).or_insert_with(|| {
+                let service = attributes::find(encoded, RESOURCE_ATTRIBUTES, b"service.name").and_then(attributes::text);
+                let values = keys.find(encoded, RESOURCE_ATTRIBUTES).into_iter().map(|value| value.map(Box::from)).collect();
+                resources.push(Resource { service: service.expect("named").into_owned(), values });
+                resources.len() - 1
+            });
+            let values = keys.find(entry.span.of(body).expect("inside"), SPAN_ATTRIBUTES);
+            scanned.push(Scanned { request, entry: *entry, parent_span_id, status, resource, values });
         }
     }
-    scanned
+    (resources, scanned)
 }
 
-fn run(requests: &[Bytes], spans: &[Scanned], settings: &ServiceGraphs, kind: Option<i32>) -> usize {
-    let ticks = Ticks::new(Duration::from_millis(250));
-    let mut graph = ServiceGraph::new(Tenant::single(), settings, &Common::default(), ticks, 1).expect("no policies");
+fn run(requests: &[Bytes], resources: &[Resource], spans: &[Scanned<'_>], settings: &ServiceGraphs, kind: Option<i32>) -> usize {
+    let (mut graph, _) = graph(settings);
     let mut count = Count::default();
     let mut tick = 0;
-    for Scanned { request, entry, parent_span_id, status, service, resource_number } in spans {
+    for Scanned { request, entry, parent_span_id, status, resource, values } in spans {
+        let resource = &resources[*resource];
         let now = (request / REQUESTS_PER_TICK) as u64;
         if now > tick {
             graph.advance(tick, &mut count);
@@ -91,11 +107,12 @@ fn run(requests: &[Bytes], spans: &[Scanned], settings: &ServiceGraphs, kind: Op
             status: *status,
             start_ns: entry.start_ns,
             end_ns: entry.end_ns,
-            service,
+            service: &resource.service,
             name: b"",
             resource: entry.resource.of(body).unwrap_or_default(),
-            resource_number: *resource_number,
             span: entry.span.of(body).unwrap_or_default(),
+            of_resource: &resource.values,
+            of_span: values,
         };
         graph.push(&span, tick);
     }
@@ -105,7 +122,6 @@ fn run(requests: &[Bytes], spans: &[Scanned], settings: &ServiceGraphs, kind: Op
 
 fn bench(criterion: &mut Criterion) {
     let requests = synthetic::requests(1, 20_000);
-    let spans = scan(&requests);
     // Twice as many may wait as in a process with room for the default load.
     let settings = ServiceGraphs { max_items: 100_000, ..ServiceGraphs::default() };
     let dimensions = ServiceGraphs {
@@ -114,12 +130,15 @@ fn bench(criterion: &mut Criterion) {
         ..settings.clone()
     };
     let mut group = criterion.benchmark_group("service_graph");
-    group.sample_size(20).throughput(Throughput::Elements(spans.len() as u64));
+    group.sample_size(20);
     for (name, settings, kind) in
         [("default", &settings, None), ("three dimensions", &dimensions, None), ("internal spans only", &settings, Some(1))]
     {
+        let (resources, spans) = scan(&requests, &graph(settings).1);
+        group.throughput(Throughput::Elements(spans.len() as u64));
         let id = BenchmarkId::from_parameter(name);
-        group.bench_with_input(id, settings, |bencher, settings| bencher.iter(|| black_box(run(&requests, &spans, settings, kind))));
+        let measured = |settings: &ServiceGraphs| black_box(run(&requests, &resources, &spans, settings, kind));
+        group.bench_with_input(id, settings, |bencher, settings| bencher.iter(|| measured(settings)));
     }
     group.finish();
 }

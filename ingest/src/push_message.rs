@@ -13,7 +13,7 @@ use storage::{
     id::TraceId,
     otlp::{
         WireError,
-        wire::{Fields, Value},
+        wire::{Fields, Valid, Value},
     },
 };
 
@@ -72,7 +72,7 @@ impl<'a> PushMessage<'a> {
     /// Each trace, times included, with its id.
     pub(crate) fn entries(self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         let list = |number| {
-            let fields = Fields::new(self.message).map_while(Result::ok);
+            let fields = Valid::new(self.message);
             fields.filter(move |field| field.number == number).filter_map(|field| field.value.bytes())
         };
         list(TRACES).zip(list(IDS))

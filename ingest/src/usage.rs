@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use prometheus::{IntCounterVec, Opts, Registry};
 use storage::{
     id::Tenant,
-    otlp::wire::{Fields, Value},
+    otlp::wire::{Valid, Value},
 };
 
 const MISSING: &str = "__missing__";
@@ -291,7 +291,7 @@ fn look_up<'a>(by: &CostAttribution, message: &'a [u8], field: u32, here: impl F
 
 /// The contents of the length-delimited fields of a number, up to where the message makes no sense.
 fn messages(message: &[u8], number: u32) -> impl Iterator<Item = &[u8]> {
-    Fields::new(message).map_while(Result::ok).filter(move |field| field.number == number).filter_map(|field| match field.value {
+    Valid::new(message).filter(move |field| field.number == number).filter_map(|field| match field.value {
         Value::Bytes(bytes) => Some(bytes),
         _ => None,
     })

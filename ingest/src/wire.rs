@@ -107,7 +107,7 @@ impl<'a> Fields<'a> {
 
 /// How often a field occurs in a message, up to where it is torn.
 pub(crate) fn count_field(message: &[u8], number: u32) -> usize {
-    storage::otlp::wire::Fields::new(message).map_while(Result::ok).filter(|field| field.number == number).count()
+    storage::otlp::wire::Valid::new(message).filter(|field| field.number == number).count()
 }
 
 #[cfg(test)]

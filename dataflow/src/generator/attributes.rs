@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt::Write};
 
-use storage::otlp::wire::{Fields, Value};
+use storage::otlp::wire::{Valid, Value};
 
 use super::agg::Weight;
 
@@ -22,13 +22,26 @@ const MAX_DEPTH: usize = 100;
 /// Key and value (an encoded `AnyValue`; empty where there is none) of the attributes in a message.
 pub fn attributes(message: &[u8], field: u32) -> impl Iterator<Item = (&[u8], &[u8])> {
     let of_field = move |found: storage::otlp::wire::Field<'_>| found.number == field;
-    Fields::new(message).map_while(Result::ok).filter(move |found| of_field(*found)).filter_map(|found| found.value.bytes()).map(key_value)
+    Valid::new(message).filter(move |found| of_field(*found)).filter_map(|found| found.value.bytes()).map(key_value)
 }
 
 /// Key and value of an encoded `KeyValue`.
+#[inline]
 pub fn key_value(message: &[u8]) -> (&[u8], &[u8]) {
+    // As everybody writes it: both short, the key first, nothing else.
+    if let [0x0a, length @ ..0x80, rest @ ..] = message
+        && let Some((key, [0x12, length @ ..0x80, value @ ..])) = rest.split_at_checked(usize::from(*length))
+        && value.len() == usize::from(*length)
+    {
+        return (key, value);
+    }
+    any_key_value(message)
+}
+
+#[inline(never)]
+fn any_key_value(message: &[u8]) -> (&[u8], &[u8]) {
     let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
-    for field in Fields::new(message).map_while(Result::ok) {
+    for field in Valid::new(message) {
         match (field.number, field.value) {
             (1, Value::Bytes(bytes)) => key = bytes,
             (2, Value::Bytes(bytes)) => value = bytes,
@@ -67,7 +80,7 @@ pub enum Any<'a> {
 /// Looks into an encoded `AnyValue`.
 pub fn any(value: &[u8]) -> Any<'_> {
     let mut found = Any::Unset;
-    for field in Fields::new(value).map_while(Result::ok) {
+    for field in Valid::new(value) {
         found = match (field.number, field.value) {
             (1, Value::Bytes(text)) => Any::String(text),
             (2, Value::Varint(bool)) => Any::Bool(bool != 0),
@@ -130,7 +143,7 @@ fn write_text(value: &[u8], out: &mut String, depth: usize) -> Option<()> {
 
 /// The elements of an encoded `ArrayValue` or `KeyValueList`.
 fn attributes_raw(message: &[u8]) -> impl Iterator<Item = &[u8]> {
-    Fields::new(message).map_while(Result::ok).filter(|field| field.number == 1).filter_map(|field| field.value.bytes())
+    Valid::new(message).filter(|field| field.number == 1).filter_map(|field| field.value.bytes())
 }
 
 /// How many spans a span stands for: 1/v for the first positive double v under `key` in the span or else in its resource. Where there is
@@ -152,7 +165,7 @@ pub fn weight(resource: &[u8], span: &[u8], key: &str, in_trace_state: bool) -> 
 /// One where there is none.
 pub fn sampling_weight(span: &[u8]) -> Weight {
     let of_state = |field: storage::otlp::wire::Field<'_>| field.number == TRACE_STATE;
-    let state = Fields::new(span).map_while(Result::ok).find(|field| of_state(*field)).and_then(|field| field.value.bytes());
+    let state = Valid::new(span).find(|field| of_state(*field)).and_then(|field| field.value.bytes());
     let state = state.and_then(|state| std::str::from_utf8(state).ok()).unwrap_or_default();
     let member = state.split(',').find_map(|member| member.trim().strip_prefix("ot="));
     let threshold = member.and_then(|member| member.split(';').find_map(|part| part.strip_prefix("th:")));

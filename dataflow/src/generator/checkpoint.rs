@@ -229,7 +229,7 @@ impl Keeper {
         };
         let tenants = tenants.into_iter().map(|(tenant, series)| (tenant, sorted(series))).collect();
         let at = Duration::from_nanos(u64::try_from(self.ticks.length().as_nanos()).unwrap_or(u64::MAX).saturating_mul(tick + 1));
-        self.snapshots.publish(Snapshot { sequence, tick, at, recovered, tenants });
+        self.snapshots.publish(Snapshot { sequence, tick, at, tick_length: self.ticks.length(), recovered, tenants });
     }
 
     /// Reads what a manifest names. What is gone or corrupt is counted and told, and passed over: no waiting brings it back.

@@ -27,10 +27,11 @@ use super::{
     attributes::{self, RESOURCE_ATTRIBUTES},
     filter::Filter,
     observe::in_time,
+    scan::{Keys, Look, scan},
     series::{Definition, Family, Labels, Parts, Series},
     settings::Settings,
     snapshot::Snapshot,
-    span_metrics::{SpanLabels, scan},
+    span_metrics::SpanLabels,
 };
 
 /// What became of one span.
@@ -121,9 +122,9 @@ fn optional_hex<S: Serializer>(id: &Option<u64>, serializer: S) -> Result<S::Ok,
 /// Explains the spans of one trace. Segments come with the arrival of their records, where it is known. Of a span that is there twice the
 /// first counts, so hand them over in the order of arrival.
 pub fn explain(settings: &Settings, snapshot: &Snapshot, tenant: &Tenant, segments: &[(Arc<Segment>, Option<Duration>)]) -> Vec<Explained> {
-    let labels = settings.span_metrics.as_ref().and_then(|of| SpanLabels::new(tenant.clone(), of, &settings.common).ok());
+    let mut keys = Keys::default();
+    let labels = settings.span_metrics.as_ref().and_then(|of| SpanLabels::new(tenant.clone(), of, &settings.common, &mut keys).ok());
     let graphs = settings.service_graphs.as_ref().and_then(|of| Filter::new(&of.filter_policies).ok());
-    let keys = labels.as_ref().map_or(&[][..], |labels| &labels.keys);
     let mut seen: HashMap<SpanKey, usize> = HashMap::new();
     let mut explained: Vec<Explained> = Vec::new();
     // Who is whose parent: (span id, kind) and the parent's id.
@@ -137,7 +138,9 @@ pub fn explain(settings: &Settings, snapshot: &Snapshot, tenant: &Tenant, segmen
             let (resource, encoded) =
                 (span.resource.of(&segment.body).unwrap_or_default(), span.span.of(&segment.body).unwrap_or_default());
             let mut values = Vec::new();
-            let scanned = scan(encoded, keys, &mut values);
+            let scanned = scan(encoded, &keys, Look::Always, &mut values);
+            let of_resource: Vec<Option<Box<[u8]>>> =
+                keys.find(resource, RESOURCE_ATTRIBUTES).into_iter().map(|value| value.map(Box::from)).collect();
             let service = attributes::find(resource, RESOURCE_ATTRIBUTES, b"service.name").and_then(attributes::text).unwrap_or_default();
             let first_seen = FirstSeen {
                 trace_id: segment.trace_id,
@@ -150,8 +153,9 @@ pub fn explain(settings: &Settings, snapshot: &Snapshot, tenant: &Tenant, segmen
                 service: &service,
                 name: scanned.name,
                 resource,
-                resource_number: 0,
                 span: encoded,
+                of_resource: &of_resource,
+                of_span: &values,
             };
             edges.push((span.key, scanned.parent_span_id));
             let arrived_ns = arrived.map(|at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX));
@@ -161,7 +165,7 @@ pub fn explain(settings: &Settings, snapshot: &Snapshot, tenant: &Tenant, segmen
             } else if arrived_ns.is_some_and(|at| !in_time(scanned.end_ns, at, slack)) {
                 vec![Outcome::Discarded { processor: "all", reason: "outside_metrics_ingestion_slack" }]
             } else {
-                outcomes(graphs.as_ref(), labels.as_ref(), snapshot, &first_seen, scanned.message, &values)
+                outcomes(graphs.as_ref(), labels.as_ref(), snapshot, &first_seen, scanned.message)
             };
             explained.push(Explained {
                 span_id: span.key.span_id,
@@ -212,7 +216,6 @@ fn outcomes(
     snapshot: &Snapshot,
     span: &FirstSeen<'_>,
     message: &[u8],
-    values: &[Option<&[u8]>],
 ) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     if let Some(filter) = graphs {
@@ -227,15 +230,9 @@ fn outcomes(
     }
     if let Some(labels) = labels {
         let processor = "span-metrics";
-        let resource_first: Vec<Option<&[u8]>> = labels
-            .keys
-            .iter()
-            .zip(values)
-            .map(|(key, value)| attributes::find(span.resource, RESOURCE_ATTRIBUTES, key).or(*value))
-            .collect();
         let weight = labels.weight(span).as_f64();
         outcomes.push(if labels.filter.accepts(span) {
-            match labels.series(span, message, &resource_first) {
+            match labels.series(span, message) {
                 Ok(series) => counted(snapshot, processor, &series, weight),
                 Err(_) => Outcome::Discarded { processor, reason: "invalid_utf8" },
             }

@@ -237,8 +237,9 @@ mod tests {
             service: "shop",
             name: b"GET /x",
             resource: &resource,
-            resource_number: 0,
             span: &span,
+            of_resource: &[],
+            of_span: &[],
         };
         let include = Some(policy(match_type, attributes));
         let exclude = FilterPolicy { exclude: include.clone(), ..FilterPolicy::default() };

@@ -56,19 +56,22 @@ impl Bucketer {
         &self.layout
     }
 
-    /// Adds a duration.
-    pub fn observe(&self, agg: &mut Agg, nanoseconds: u64, weight: Weight) {
+    /// Adds a duration. Returns its [`Self::exemplar_bucket`].
+    pub fn observe(&self, agg: &mut Agg, nanoseconds: u64, weight: Weight) -> i32 {
         agg.count.0 = agg.count.0.wrapping_add(weight.0);
         agg.sum = agg.sum.wrapping_add(weight.times(nanoseconds));
-        if self.layout.classic.is_some() {
-            agg.classic.add(self.classic(nanoseconds), weight);
+        let classic = self.layout.classic.is_some().then(|| self.classic(nanoseconds));
+        if let Some(bucket) = classic {
+            agg.classic.add(bucket, weight);
         }
-        if let Some(schema) = self.layout.native {
-            agg.native.add(self.native(nanoseconds, schema), weight);
+        let native = self.layout.native.map(|schema| self.native(nanoseconds, schema));
+        if let Some(bucket) = native {
+            agg.native.add(bucket, weight);
         }
+        classic.or(native).unwrap_or_default()
     }
 
-    /// The bucket whose exemplar a duration may be.
+    /// The bucket whose exemplar a duration may be: of a native histogram only where there is no classic one.
     pub fn exemplar_bucket(&self, nanoseconds: u64) -> i32 {
         match self.layout.native {
             Some(schema) if self.layout.classic.is_none() => self.native(nanoseconds, schema),

@@ -20,6 +20,7 @@ mod identities;
 pub mod metrics;
 pub mod observe;
 pub(crate) mod operators;
+pub mod scan;
 pub mod series;
 pub mod service_graph;
 pub mod settings;
@@ -35,6 +36,8 @@ pub use snapshot::{Accumulated, Exemplar, Snapshot, Snapshots};
 use std::sync::Arc;
 
 use storage::id::TraceId;
+
+use self::scan::KeyNumber;
 
 /// What the dataflow needs in order to generate metrics.
 #[derive(Clone, Debug)]
@@ -68,10 +71,29 @@ pub struct FirstSeen<'a> {
     pub name: &'a [u8],
     /// The encoded `Resource`, for [`attributes::find`] with [`attributes::RESOURCE_ATTRIBUTES`].
     pub resource: &'a [u8],
-    /// A number that no other resource of the tenant has had, so that nobody has to compare them.
-    pub resource_number: u64,
     /// The encoded `Span`, for [`attributes::find`] with [`attributes::SPAN_ATTRIBUTES`].
     pub span: &'a [u8],
+    /// Encoded `AnyValue`s of the resource, by number of their key.
+    pub of_resource: &'a [Option<Box<[u8]>>],
+    /// Encoded `AnyValue`s of the span, by number of their key; empty if nobody wanted to look at them.
+    pub of_span: &'a [Option<&'a [u8]>],
+}
+
+impl<'a> FirstSeen<'a> {
+    /// The value under a key in the resource or else in the span.
+    pub fn value(&self, key: KeyNumber) -> Option<&'a [u8]> {
+        self.resource_value(key).or_else(|| self.own_value(key))
+    }
+
+    /// The value under a key in the resource.
+    pub fn resource_value(&self, key: KeyNumber) -> Option<&'a [u8]> {
+        self.of_resource.get(key)?.as_deref()
+    }
+
+    /// The value under a key in the span itself.
+    pub fn own_value(&self, key: KeyNumber) -> Option<&'a [u8]> {
+        *self.of_span.get(key)?
+    }
 }
 
 /// Takes observations of one tick.

@@ -37,11 +37,12 @@ use super::{
     filter::FilterError,
     identities::{Identities, identity, tenant_hash},
     metrics::Metrics,
+    scan::{KeyNumber, Keys, Look, Scanned, scan},
     series::{Series, SeriesId},
     service_graph::{Half, ServiceGraph},
     settings::{Settings, Tenants},
     snapshot::Exemplar,
-    span_metrics::{self, NotUtf8, Scanned, SpanLabels, scan},
+    span_metrics::{self, NotUtf8, SpanLabels},
 };
 use crate::tick::Ticks;
 
@@ -130,7 +131,7 @@ impl Observe for Book {
 #[derive(Debug)]
 struct Resource {
     service: String,
-    /// For each key of the tenant's dimensions: the encoded value.
+    /// By number of the key: the encoded value.
     values: Vec<Option<Box<[u8]>>>,
     /// Gauges that each of its spans refreshes.
     gauges: Vec<u32>,
@@ -174,17 +175,18 @@ impl Request {
 #[derive(Debug, Default)]
 struct Known {
     table: HashTable<(u64, u64, u32)>,
-    hashers: [RandomState; 2],
+    hashers: (RandomState, RandomState),
 }
 
 impl Known {
     /// The entry under what `key` writes into a hasher; a new one where there is none.
     fn get_or_insert(&mut self, key: impl Fn(&mut FoldHasher<'_>), new: impl FnOnce() -> u32) -> u32 {
-        let [hash, check] = self.hashers.each_ref().map(|hasher| {
+        let hash_by = |hasher: &RandomState| {
             let mut hasher = hasher.build_hasher();
             key(&mut hasher);
             hasher.finish()
-        });
+        };
+        let (hash, check) = (hash_by(&self.hashers.0), hash_by(&self.hashers.1));
         let is_there = |known: &(u64, u64, u32)| (known.0, known.1) == (hash, check);
         if let Some((_, _, index)) = self.table.find(hash, is_there) {
             return *index;
@@ -204,6 +206,8 @@ struct Found<'a> {
     encoded_resource: &'a [u8],
     encoded: &'a [u8],
     scanned: Scanned<'a>,
+    /// By number of the key: the encoded value.
+    values: &'a [Option<&'a [u8]>],
 }
 
 /// A tenant for whom something is generated.
@@ -214,13 +218,13 @@ struct Active {
     slack: u64,
     labels: Option<SpanLabels>,
     graph: Option<ServiceGraph>,
+    /// Of the attributes that either wants.
+    wanted: Keys,
     resources: Map<Box<[u8]>, u32>,
     resource_list: Vec<Resource>,
-    /// Resources forgotten: the number of the first in the list.
-    resources_before: u64,
     request: Request,
     /// By what decides over a span's labels: its entry in the book; [`NOT_UTF8`] for labels that cannot be.
-    keys: Known,
+    known: Known,
     received: IntCounter,
     received_bytes: IntCounter,
     late: IntCounter,
@@ -351,11 +355,12 @@ impl Observer {
             tracing::error!(%tenant, %error, "metrics cannot be generated with these settings");
             self.metrics.processors_failed.with_label_values(&[tenant.as_str()]).inc();
         };
+        let mut wanted = Keys::default();
         let spans = settings.span_metrics.as_ref();
-        let labels = spans.and_then(|spans| SpanLabels::new(tenant.clone(), spans, common).inspect_err(failed).ok());
+        let labels = spans.and_then(|spans| SpanLabels::new(tenant.clone(), spans, common, &mut wanted).inspect_err(failed).ok());
         let graphs = settings.service_graphs.as_ref();
-        let graph =
-            graphs.and_then(|graphs| ServiceGraph::new(tenant.clone(), graphs, common, self.ticks, self.workers).inspect_err(failed).ok());
+        let graph = |graphs| ServiceGraph::new(tenant.clone(), graphs, common, self.ticks, self.workers, &mut wanted);
+        let graph = graphs.map(graph).and_then(|graph| graph.inspect_err(failed).ok());
         self.metrics.show_processors(tenant, graph.is_some(), labels.is_some(), settings.host_info.is_some());
         let discarded = |reason, processor| self.metrics.spans_discarded.with_label_values(&[tenant.as_str(), reason, processor]);
         Active {
@@ -363,11 +368,11 @@ impl Observer {
             slack: u64::try_from(common.slack.as_nanos()).unwrap_or(u64::MAX),
             labels,
             graph,
+            wanted,
             resources: Map::default(),
             resource_list: Vec::new(),
-            resources_before: 0,
             request: Request::default(),
-            keys: Known::default(),
+            known: Known::default(),
             received: self.metrics.spans_received.with_label_values(&[tenant.as_str()]),
             received_bytes: self.metrics.bytes_received.with_label_values(&[tenant.as_str()]),
             late: discarded("outside_metrics_ingestion_slack", "all"),
@@ -402,7 +407,7 @@ impl Observer {
             let encoded = span.span.of(&segment.body).unwrap_or_default();
             received += 1;
             received_bytes += encoded.len() as u64;
-            let scanned = scan(encoded, active.labels.as_ref().map_or(&[], |labels| &labels.keys), &mut values);
+            let scanned = scan(encoded, &active.wanted, active.looks(span.key.kind), &mut values);
             if !in_time(scanned.end_ns, at, active.slack) {
                 late += 1;
                 continue;
@@ -416,8 +421,8 @@ impl Observer {
                     resource
                 }
             };
-            let found = Found { trace_id: segment.trace_id, key: span.key, resource, encoded_resource, encoded, scanned };
-            active.span(&found, &values, tick, book);
+            let found = Found { trace_id: segment.trace_id, key: span.key, resource, encoded_resource, encoded, scanned, values: &values };
+            active.span(&found, tick, book);
         }
         active.received.inc_by(received);
         active.received_bytes.inc_by(received_bytes);
@@ -450,7 +455,7 @@ impl Observer {
             self.tenants.values_mut().flatten().for_each(Active::forget);
         }
         // Many resources may share few series.
-        let is_large = |active: &&mut Active| active.keys.table.len() + active.resource_list.len() > Book::MAX;
+        let is_large = |active: &&mut Active| active.known.table.len() + active.resource_list.len() > Book::MAX;
         self.tenants.values_mut().flatten().filter(is_large).for_each(Active::forget);
         if self.counted.as_ref().is_some_and(|counted| counted.expires < tick) {
             self.counted = None;
@@ -475,10 +480,15 @@ pub(crate) fn in_time(end: u64, at: u64, slack: u64) -> bool {
 impl Active {
     fn forget(&mut self) {
         self.resources.clear();
-        self.resources_before += self.resource_list.len() as u64;
         self.resource_list.clear();
         self.request.forget();
-        self.keys.table.clear();
+        self.known.table.clear();
+    }
+
+    /// Whose attributes are looked at, of spans of a kind.
+    fn looks(&self, kind: i32) -> Look {
+        let labels = self.labels.as_ref().map_or(Look::Never, SpanLabels::looks);
+        labels.max(self.graph.as_ref().map_or(Look::Never, |graph| graph.looks(kind)))
     }
 
     fn resource(&mut self, tenant: &Tenant, encoded: &[u8], book: &mut Book) -> u32 {
@@ -494,15 +504,13 @@ impl Active {
             Ok(None) => {}
             Err(NotUtf8) => is_utf8 = false,
         };
-        let mut values = Vec::new();
         if let Some(labels) = &self.labels {
             gauge(labels.target_info(encoded));
-            let value = |key: &Vec<u8>| attributes::find(encoded, RESOURCE_ATTRIBUTES, key).map(Box::from);
-            values = labels.keys.iter().map(value).collect();
         }
         if let Some(settings) = &self.settings.host_info {
             gauge(span_metrics::host_info(tenant, settings, &self.settings.common, encoded));
         }
+        let values = self.wanted.find(encoded, RESOURCE_ATTRIBUTES).into_iter().map(|value| value.map(Box::from)).collect();
         let index = self.resource_list.len() as u32;
         self.resource_list.push(Resource { service, values, gauges, is_utf8 });
         self.resources.insert(encoded.into(), index);
@@ -510,7 +518,7 @@ impl Active {
     }
 
     /// A span that is new and in time.
-    fn span<'a>(&mut self, found: &Found<'a>, values: &[Option<&'a [u8]>], tick: u64, book: &mut Book) {
+    fn span(&mut self, found: &Found<'_>, tick: u64, book: &mut Book) {
         let Some(resource) = self.resource_list.get(found.resource as usize) else { return };
         let span = FirstSeen {
             trace_id: found.trace_id,
@@ -523,8 +531,9 @@ impl Active {
             service: &resource.service,
             name: found.scanned.name,
             resource: found.encoded_resource,
-            resource_number: self.resources_before + u64::from(found.resource),
             span: found.encoded,
+            of_resource: &resource.values,
+            of_span: found.values,
         };
         if let Some(graph) = &mut self.graph {
             graph.push(&span, tick);
@@ -539,13 +548,12 @@ impl Active {
                 return;
             }
             let with_message = labels.settings.intrinsic_dimensions.status_message;
-            let key = |hasher: &mut FoldHasher<'_>| write_key(hasher, found, with_message, &resource.values, values);
-            let index = self.keys.get_or_insert(key, || {
-                let resource_first = resource.values.iter().zip(values).map(|(of_resource, value)| of_resource.as_deref().or(*value));
+            let key = |hasher: &mut FoldHasher<'_>| write_key(hasher, found, with_message, &labels.keys, &resource.values);
+            let index = self.known.get_or_insert(key, || {
                 if labels.has_pattern(span.name) {
                     self.sanitized.inc();
                 }
-                let series = labels.series(&span, found.scanned.message, &resource_first.collect::<Vec<_>>());
+                let series = labels.series(&span, found.scanned.message);
                 series.map_or(NOT_UTF8, |series| book.entry(&series))
             });
             if index == NOT_UTF8 {
@@ -554,12 +562,10 @@ impl Active {
             }
             let weight = labels.weight(&span);
             let nanoseconds = span.end_ns.saturating_sub(span.start_ns);
-            if let Some(agg) = book.agg(index) {
-                labels.bucketer.observe(agg, nanoseconds, weight);
-                agg.size = agg.size.wrapping_add(span.span.len() as i128);
-            }
+            let Some(agg) = book.agg(index) else { return };
+            let bucket = labels.bucketer.observe(agg, nanoseconds, weight);
+            agg.size = agg.size.wrapping_add(span.span.len() as i128);
             if labels.settings.parts.latency {
-                let bucket = labels.bucketer.exemplar_bucket(nanoseconds);
                 book.sample(index, || Exemplar { bucket, trace_id: span.trace_id, nanoseconds, at: span.end_ns }, bucket);
             }
         }
@@ -572,7 +578,8 @@ impl Active {
 }
 
 /// What decides over the labels of a span, as it lies on the wire. Each part has a fixed length or says how long it is.
-fn write_key(hasher: &mut impl Hasher, found: &Found<'_>, with_message: bool, of_resource: &[Option<Box<[u8]>>], values: &[Option<&[u8]>]) {
+#[inline]
+fn write_key(hasher: &mut impl Hasher, found: &Found<'_>, with_message: bool, keys: &[KeyNumber], of_resource: &[Option<Box<[u8]>>]) {
     let sized = |hasher: &mut _, part: &[u8]| {
         Hasher::write_u32(hasher, part.len() as u32);
         Hasher::write(hasher, part);
@@ -584,8 +591,8 @@ fn write_key(hasher: &mut impl Hasher, found: &Found<'_>, with_message: bool, of
     if with_message {
         sized(hasher, found.scanned.message);
     }
-    for (of_resource, value) in of_resource.iter().zip(values) {
-        match (of_resource, value) {
+    for key in keys {
+        match (&of_resource[*key], found.values[*key]) {
             (None, Some(value)) => sized(hasher, value),
             // No value is that long.
             _ => hasher.write_u32(u32::MAX),

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Both operators apply everything strictly in the order of ticks: what comes early waits. So what they report as of a checkpoint tick is
-//! exactly what arrived up to it, on every worker. Nobody keeps the arrangement's trace, so it holds what its batcher has not sealed.
+//! exactly what arrived up to it, on every worker. Nobody looks at series between two checkpoints, so what the spans of all ticks up to a
+//! checkpoint add to a series is one update, at its tick. Nobody keeps the arrangement's trace, so it holds what its batcher has not sealed.
 
 use std::{collections::BTreeMap, iter, mem, sync::Arc};
 
@@ -128,26 +129,24 @@ fn observe<'scope>(
             let frontier = frontiers[0].frontier().first().copied();
             let Some(held) = capabilities.as_mut() else { return };
             let (mut updates, mut exemplars, mut shards) = (updates.activate(), exemplars.activate(), shards.activate());
-            // Works on all that arrived up to `tick`, which nothing can follow.
+            let observe = |observer: &mut Observer, waiting: &mut BTreeMap<u64, Vec<Arrival>>, tick: u64| {
+                let later = tick.checked_add(1).map_or_else(BTreeMap::new, |next| waiting.split_off(&next));
+                for (tick, arrivals) in mem::replace(waiting, later) {
+                    arrivals.iter().for_each(|(segment, at)| observer.push(segment, *at, tick));
+                }
+            };
+            // Hands out what all that arrived up to `tick`, which nothing can follow, has come to since this was last done.
             let mut settle =
                 |observer: &mut Observer, waiting: &mut BTreeMap<u64, Vec<Arrival>>, held: &[Capability<u64>; 3], tick: u64| {
-                    let later = tick.checked_add(1).map_or_else(BTreeMap::new, |next| waiting.split_off(&next));
-                    let mut ticks: Vec<_> = mem::replace(waiting, later).into_iter().collect();
-                    if ticks.last().is_none_or(|(last, _)| *last < tick) {
-                        ticks.push((tick, Vec::new()));
-                    }
-                    for (tick, arrivals) in ticks {
-                        arrivals.iter().for_each(|(segment, at)| observer.push(segment, *at, tick));
-                        let at = (held[0].delayed(&tick.max(*held[0].time())), held[1].delayed(&tick.max(*held[1].time())));
-                        let (mut updates, mut exemplars) = (updates.session(&at.0), exemplars.session(&at.1));
-                        let emit = |series, agg| updates.give(((series, ()), tick.max(*at.0.time()), agg));
-                        observer.finish(tick, emit, |exemplar| exemplars.give(exemplar));
-                    }
+                    observe(observer, waiting, tick);
+                    let at = (held[0].delayed(&tick.max(*held[0].time())), held[1].delayed(&tick.max(*held[1].time())));
+                    let (mut updates, mut exemplars) = (updates.session(&at.0), exemplars.session(&at.1));
+                    let emit = |series, agg| updates.give(((series, ()), *at.0.time(), agg));
+                    observer.finish(tick, emit, |exemplar| exemplars.give(exemplar));
                 };
             let Some(frontier) = frontier else {
-                if let Some(last) = waiting.last_key_value().map(|(tick, _)| *tick) {
-                    settle(&mut observer, &mut waiting, held, last);
-                }
+                let last = waiting.last_key_value().map_or(0, |(tick, _)| *tick).max(*held[0].time());
+                settle(&mut observer, &mut waiting, held, last);
                 capabilities = None;
                 return;
             };
@@ -155,13 +154,8 @@ fn observe<'scope>(
                 settle(&mut observer, &mut waiting, held, due);
                 shards.session(&held[2]).give(Shard { tick: due, part: observer.checkpoint() });
             }
-            if let Some(passed) = frontier.checked_sub(1).filter(|passed| passed >= held[0].time()) {
-                settle(&mut observer, &mut waiting, held, passed);
-            }
-            // Of the tick that goes on, what is there already is worked on while it is fresh in the caches.
-            for (segment, at) in waiting.remove(&frontier).unwrap_or_default() {
-                observer.push(&segment, at, frontier);
-            }
+            // What is there already is worked on while it is fresh in the caches.
+            observe(&mut observer, &mut waiting, frontier);
             held.iter_mut().for_each(|capability| capability.downgrade(&frontier));
         }
     });

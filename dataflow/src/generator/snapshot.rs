@@ -49,6 +49,8 @@ pub struct Snapshot {
     pub tick: u64,
     /// The end of that tick, since the Unix epoch.
     pub at: Duration,
+    /// How long a tick is.
+    pub tick_length: Duration,
     /// The tick with which the generation began, if it took series up: those that were observed first at it or before were shown before, perhaps by another
     /// process.
     pub recovered: Option<u64>,

@@ -10,9 +10,10 @@ use storage::id::Tenant;
 
 use super::{
     FirstSeen, Weight,
-    attributes::{self, RESOURCE_ATTRIBUTES, SPAN_ATTRIBUTES},
+    attributes::{self, RESOURCE_ATTRIBUTES},
     filter::{Filter, FilterError, kind_name, status_name},
     histogram::Bucketer,
+    scan::{KeyNumber, Keys, Look},
     series::{Definition, Family, Labels, Layout, Series},
     settings::{Common, HostInfo, Settings, SpanMetrics, SpanNames},
     span_names,
@@ -33,11 +34,11 @@ pub(crate) struct SpanLabels {
     pub(crate) bucketer: Bucketer,
     counter: Arc<Layout>,
     /// Keys of all attributes that take part, each once.
-    pub(crate) keys: Vec<Vec<u8>>,
-    /// For each dimension: its label and the index of its key.
-    dimensions: Vec<(Arc<str>, usize)>,
-    /// For each mapping: its label, the indexes of its keys, and what stands between their values.
-    mappings: Vec<(Arc<str>, Vec<usize>, String)>,
+    pub(crate) keys: Vec<KeyNumber>,
+    /// For each dimension: its label and its key.
+    dimensions: Vec<(Arc<str>, KeyNumber)>,
+    /// For each mapping: its label, its keys, and what stands between their values.
+    mappings: Vec<(Arc<str>, Vec<KeyNumber>, String)>,
 }
 
 /// A value is not UTF-8: there are no labels.
@@ -62,17 +63,19 @@ pub fn shorten(text: &str, limit: usize) -> &str {
 }
 
 impl SpanLabels {
-    pub(crate) fn new(tenant: Tenant, settings: &SpanMetrics, common: &Common) -> Result<Self, FilterError> {
-        let mut keys: Vec<Vec<u8>> = Vec::new();
-        let mut index_of = |key: &str| {
-            keys.iter().position(|there| there == key.as_bytes()).unwrap_or_else(|| {
-                keys.push(key.as_bytes().to_vec());
-                keys.len() - 1
-            })
+    /// `all` get the keys that take part.
+    pub(crate) fn new(tenant: Tenant, settings: &SpanMetrics, common: &Common, all: &mut Keys) -> Result<Self, FilterError> {
+        let mut keys = Vec::new();
+        let mut number = |key: &String| {
+            let number = all.number(key);
+            if !keys.contains(&number) {
+                keys.push(number);
+            }
+            number
         };
-        let dimensions = settings.dimensions.iter().map(|key| (label_of(key, &INTRINSICS, common), index_of(key))).collect();
+        let dimensions = settings.dimensions.iter().map(|key| (label_of(key, &INTRINSICS, common), number(key))).collect();
         let mappings = settings.dimension_mappings.iter().map(|mapping| {
-            let sources = mapping.source_labels.iter().map(|key| index_of(key)).collect();
+            let sources = mapping.source_labels.iter().map(&mut number).collect();
             (label_of(&mapping.name, &INTRINSICS, common), sources, mapping.join.clone())
         });
         let mappings = mappings.collect();
@@ -105,11 +108,14 @@ impl SpanLabels {
         (Arc::from(name), Arc::from(shorten(value, self.common.max_label_value_length)))
     }
 
-    /// The series that a span counts in. `values` are, for each of [`Self::keys`], the encoded value that counts: the resource's if it has
-    /// one, else the span's.
-    pub(crate) fn series(&self, span: &FirstSeen<'_>, message: &[u8], values: &[Option<&[u8]>]) -> Result<Series, NotUtf8> {
-        let text =
-            |index: usize| values.get(index).copied().flatten().map_or(Ok("".into()), |value| attributes::text(value).ok_or(NotUtf8));
+    /// Whose attributes are looked at.
+    pub(crate) fn looks(&self) -> Look {
+        if self.keys.is_empty() { Look::Never } else { Look::Always }
+    }
+
+    /// The series that a span counts in.
+    pub(crate) fn series(&self, span: &FirstSeen<'_>, message: &[u8]) -> Result<Series, NotUtf8> {
+        let text = |key: KeyNumber| span.value(key).map_or(Ok("".into()), |value| attributes::text(value).ok_or(NotUtf8));
         let intrinsic = self.settings.intrinsic_dimensions;
         let mut pairs = Vec::with_capacity(8);
         if intrinsic.service {
@@ -235,47 +241,4 @@ pub fn validate(settings: &Settings) -> Result<(), String> {
         return Err("host_identifiers of host_info must not be empty".to_owned());
     }
     Ok(())
-}
-
-/// What a walk over a span's fields finds.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Scanned<'a> {
-    pub(crate) parent_span_id: u64,
-    pub(crate) name: &'a [u8],
-    pub(crate) start_ns: u64,
-    pub(crate) end_ns: u64,
-    pub(crate) status: i32,
-    pub(crate) message: &'a [u8],
-}
-
-/// Walks once over a span's fields. The first value of each of `keys` goes to `values`.
-#[inline]
-pub(crate) fn scan<'a>(span: &'a [u8], keys: &[Vec<u8>], values: &mut Vec<Option<&'a [u8]>>) -> Scanned<'a> {
-    use storage::otlp::wire::{Fields, Value};
-
-    let mut found = Scanned::default();
-    values.clear();
-    values.resize(keys.len(), None);
-    // By `for_each`, which the compiler turns into one loop: half as many instructions as asking for one field after the other.
-    Fields::new(span).map_while(Result::ok).for_each(|field| match (field.number, field.value) {
-        (4, Value::Bytes(id)) => found.parent_span_id = id.try_into().map_or(0, u64::from_be_bytes),
-        (5, Value::Bytes(name)) => found.name = name,
-        (7, Value::Fixed64(start)) => found.start_ns = start,
-        (8, Value::Fixed64(end)) => found.end_ns = end,
-        (SPAN_ATTRIBUTES, Value::Bytes(attribute)) if !keys.is_empty() => {
-            let (key, value) = attributes::key_value(attribute);
-            if let Some(index) = keys.iter().position(|wanted| wanted == key) {
-                values[index].get_or_insert(value);
-            }
-        }
-        (15, Value::Bytes(status)) => {
-            Fields::new(status).map_while(Result::ok).for_each(|field| match (field.number, field.value) {
-                (2, Value::Bytes(message)) => found.message = message,
-                (3, Value::Varint(code)) => found.status = code as i32,
-                _ => {}
-            });
-        }
-        _ => {}
-    });
-    found
 }

@@ -187,7 +187,7 @@ impl View {
                     emit.classic(series, before, bounds);
                 }
                 if let Some(schema) = layout.native {
-                    emit.native(series, before, i32::from(schema), layout.classic.is_none());
+                    emit.native(series, before, i32::from(schema));
                 }
             }
         }
@@ -248,7 +248,7 @@ impl Emit<'_> {
             Show::Value => value,
             Show::End => STALE,
         };
-        Some(Sample { value, timestamp: self.at })
+        Some(Sample { value, timestamp: self.at, ..Sample::default() })
     }
 
     fn sample(&mut self, suffix: &str, value: f64, counts: bool) {
@@ -282,7 +282,7 @@ impl Emit<'_> {
         }
     }
 
-    fn native(&mut self, series: &Accumulated, before: Option<&Accumulated>, schema: i32, has_exemplars: bool) {
+    fn native(&mut self, series: &Accumulated, before: Option<&Accumulated>, schema: i32) {
         let now = native(series, schema, self.view.native_max_buckets, self.at);
         // A zero has the schema of what follows, so that the two are the same histogram.
         let empty = Histogram {
@@ -298,7 +298,7 @@ impl Emit<'_> {
             Show::Value => now,
             Show::End => Histogram { sum: STALE, ..empty },
         };
-        let exemplars = if has_exemplars { self.exemplars(series, before, |_| true) } else { Vec::new() };
+        let exemplars = self.exemplars(series, before, |_| true);
         self.push(self.named("", None), Vec::new(), vec![histogram], exemplars);
     }
 
@@ -365,6 +365,7 @@ fn native(series: &Accumulated, mut schema: i32, max_buckets: usize, timestamp: 
         positive_deltas: deltas,
         reset_hint: 0,
         timestamp,
+        start_timestamp: 0,
     }
 }
 
@@ -381,7 +382,7 @@ mod tests {
     fn observed(layout: &Layout, nanoseconds: &[u64], weight: Weight) -> Accumulated {
         let mut agg = Agg::default();
         let bucketer = Bucketer::of(layout.clone());
-        nanoseconds.iter().for_each(|duration| bucketer.observe(&mut agg, *duration, weight));
+        nanoseconds.iter().for_each(|duration| _ = bucketer.observe(&mut agg, *duration, weight));
         let definition = Definition {
             tenant: Tenant::single(),
             family: generator::Family::ServiceGraphServer,

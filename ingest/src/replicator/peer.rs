@@ -25,7 +25,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use storage::{
-    otlp::wire::{Fields, Value},
+    otlp::wire::{Valid, Value},
     tls::Connector,
 };
 use tokio::{
@@ -157,7 +157,7 @@ impl Peer {
     /// Asks whether it serves.
     pub(crate) async fn check(&self, check_timeout: Duration) -> Result<(), CallError> {
         let answer = self.call(HEALTH_CHECK, HeaderMap::new(), Rope::default(), ANSWER_BYTES, check_timeout).await?;
-        let status = Fields::new(&answer).map_while(Result::ok).filter(|field| field.number == 1).last().map(|field| field.value);
+        let status = Valid::new(&answer).filter(|field| field.number == 1).last().map(|field| field.value);
         if status == Some(Value::Varint(SERVING)) { Ok(()) } else { Err(self.failed(Code::Unavailable, "not serving")) }
     }
 

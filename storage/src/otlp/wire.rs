@@ -1,8 +1,8 @@
 //! Protobuf's wire format, read field by field.
 //!
-//! [`Fields`] is for everybody who looks into a message that was validated before: it hands out `(number, value)` pairs, borrows
-//! everything and skips groups, which OTLP does not use. [`Cursor`] is the same thing one level lower, for the walks of this module:
-//! it hands out raw keys and lets the caller say what it expects.
+//! [`Fields`] hands out `(number, value)` pairs, borrows everything and skips groups, which OTLP does not use. [`Valid`] is the same for
+//! whoever looks for a few fields, mostly in a message that was validated before, and has nobody to tell of an error. [`Cursor`] is one
+//! level lower, for the walks of this module: it hands out raw keys and lets the caller say what it expects.
 //!
 //! ```text
 //!  0a 05 68 65 6c 6c 6f   10 2a           39 <8 bytes>
@@ -112,6 +112,62 @@ impl<'a> Iterator for Fields<'a> {
                 Err(cause) => self.fail(cause),
             };
         }
+    }
+}
+
+/// The fields of one message up to the first that is not valid, in the order of the wire.
+///
+/// Passing over a field costs half of what it costs in [`Fields`], since nearly all of them have one of three shapes.
+#[derive(Clone, Debug)]
+pub struct Valid<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Valid<'a> {
+    /// The fields of the message that `message` holds, without a tag or length before it.
+    #[inline(always)]
+    pub fn new(message: &'a [u8]) -> Self {
+        Self { rest: message }
+    }
+
+    #[inline(never)]
+    fn any_shape(&mut self) -> Option<Field<'a>> {
+        let mut fields = Fields::new(self.rest);
+        let field = fields.next()?.ok();
+        self.rest = if field.is_some() { &self.rest[fields.cursor.at..] } else { &[] };
+        field
+    }
+}
+
+impl<'a> Iterator for Valid<'a> {
+    type Item = Field<'a>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Field<'a>> {
+        let (key, rest) = match self.rest {
+            [key @ 8..0x80, rest @ ..] => (*key, rest),
+            [] => return None,
+            // The key of `Span.flags`, which is the last field of nearly every span.
+            [0x85, 0x01, a, b, c, d, rest @ ..] => {
+                self.rest = rest;
+                return Some(Field { number: 16, value: Value::Fixed32(u32::from_le_bytes([*a, *b, *c, *d])) });
+            }
+            _ => return self.any_shape(),
+        };
+        let (value, rest) = match (key & 7, rest) {
+            (2, [length @ ..0x80, rest @ ..]) if usize::from(*length) <= rest.len() => {
+                let (value, rest) = rest.split_at(usize::from(*length));
+                (Value::Bytes(value), rest)
+            }
+            (1, rest) if rest.len() >= 8 => {
+                let (value, rest) = rest.split_first_chunk()?;
+                (Value::Fixed64(u64::from_le_bytes(*value)), rest)
+            }
+            (0, [value @ ..0x80, rest @ ..]) => (Value::Varint(u64::from(*value)), rest),
+            _ => return self.any_shape(),
+        };
+        self.rest = rest;
+        Some(Field { number: u32::from(key >> 3), value })
     }
 }
 
@@ -360,6 +416,23 @@ mod tests {
                 bytes[at] = b'a';
             }
         }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn valid_fields_are_those_before_the_first_error(bytes in proptest::collection::vec(wire_byte(), 0..60)) {
+            let all: Vec<_> = Valid::new(&bytes).collect();
+            proptest::prop_assert_eq!(all, Fields::new(&bytes).map_while(Result::ok).collect::<Vec<_>>());
+        }
+    }
+
+    /// Mostly keys and lengths of few bytes.
+    fn wire_byte() -> impl proptest::strategy::Strategy<Value = u8> {
+        proptest::prop_oneof![
+            4 => 0..12u8,
+            4 => proptest::sample::select(&[0x08, 0x0a, 0x11, 0x1d, 0x39, 0x4a, 0x82, 0x85, 0x01][..]),
+            1 => proptest::prelude::any::<u8>(),
+        ]
     }
 
     #[test]

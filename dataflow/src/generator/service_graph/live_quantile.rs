@@ -54,7 +54,7 @@ mod tests {
         let bucketer = Bucketer::new(&[0.1, 0.2, 0.4].into(), Parts::ALL, &Common { histograms, ..Common::default() });
         let mut agg = Agg::default();
         let nanoseconds = |seconds: &f64| Duration::from_secs_f64(*seconds).as_nanos() as u64;
-        seconds.iter().for_each(|seconds| bucketer.observe(&mut agg, nanoseconds(seconds), Weight::ONE));
+        seconds.iter().for_each(|seconds| _ = bucketer.observe(&mut agg, nanoseconds(seconds), Weight::ONE));
         (Arc::clone(bucketer.layout()), agg)
     }
 

@@ -26,7 +26,6 @@
 //! Invariants: a half is in the state, in an edge, or counted in `ServiceGraphUnpaired` with side and cause, and in one of them only.
 //! After [`ServiceGraph::advance`], nothing but the halves is held, which is what [`ServiceGraph::snapshot`] gives.
 
-mod attributes;
 mod edges;
 mod halves;
 mod intern;
@@ -58,6 +57,7 @@ pub use self::{halves::Side, metrics::Metrics, unpaired::Cause};
 use super::{
     FirstSeen, Observe, Weight,
     filter::{Filter, FilterError},
+    scan::{Keys, Look},
     settings::{Common, ServiceGraphs},
 };
 use crate::tick::Ticks;
@@ -96,23 +96,35 @@ pub struct Counts {
 }
 
 impl ServiceGraph {
-    /// Nothing waits yet. `workers` share the tenant's `max_items`.
+    /// Nothing waits yet. `workers` share the tenant's `max_items`; `keys` get those of the attributes that are wanted.
     ///
     /// # Errors
     /// Filter policies that make no sense.
-    pub fn new(tenant: Tenant, settings: &ServiceGraphs, common: &Common, ticks: Ticks, workers: usize) -> Result<Self, FilterError> {
+    pub fn new(
+        tenant: Tenant,
+        settings: &ServiceGraphs,
+        common: &Common,
+        ticks: Ticks,
+        workers: usize,
+        keys: &mut Keys,
+    ) -> Result<Self, FilterError> {
         Ok(Self {
             wait: ticks.spanning(settings.wait),
             max_waiting: settings.max_items.div_ceil(workers.max(1)),
             messaging_latency: settings.enable_messaging_system_latency_histogram,
             filter: Filter::new(&settings.filter_policies)?,
-            reader: Reader::new(settings),
+            reader: Reader::new(settings, keys),
             names: Names::new(),
             halves: Halves::default(),
             unpaired: Unpaired::new(tenant.clone()),
             edges: Edges::new(tenant, settings, common),
             counts: Counts::default(),
         })
+    }
+
+    /// Whose attributes are looked at, of spans of a kind.
+    pub fn looks(&self, kind: i32) -> Look {
+        read::side(kind).map_or(Look::Never, |(side, _)| self.reader.looks(side))
     }
 
     /// Takes in a span that arrived at `tick`. Spans come in the order of ticks; no span comes twice.
@@ -185,7 +197,6 @@ impl ServiceGraph {
         self.edges.flush(&self.names, observe);
         self.unpaired.flush(observe);
         if self.names.is_sweep_due() {
-            self.reader.clear();
             self.edges.clear();
             self.names.sweep(self.halves.iter().map(|(half, ..)| (half.service, half.peer, half.dimensions)));
         }

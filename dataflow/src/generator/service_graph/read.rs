@@ -4,23 +4,21 @@
 //!  span ── kind is neither client's nor server's ──► nothing (the common case: not a byte is looked at)
 //!     │
 //!     ▼
-//!  resource (remembered by its number)  +  span ──► Read { half, then: wait for the other | root | database }
+//!  values of the wanted keys in resource and span ──► Read { half, then: wait for the other | root | database }
 //! ```
 //!
 //! What is looked up in the resource first and then in the span, and what only in the span, is Tempo's choice, attribute by attribute.
 
-use std::{borrow::Cow, collections::HashMap, mem};
-
-use foldhash::fast::RandomState;
+use std::borrow::Cow;
 
 use super::{
-    attributes::{Found, KeyNumber, Keys, Memory},
     halves::{Half, Key, Side},
     intern::{Names, Symbol},
 };
 use crate::generator::{
     FirstSeen, Weight,
     attributes::{self, Any},
+    scan::{KeyNumber, Keys, Look},
     settings::ServiceGraphs,
     span_metrics::sanitise,
 };
@@ -31,9 +29,6 @@ const CLIENT: i32 = 3;
 const PRODUCER: i32 = 4;
 const CONSUMER: i32 = 5;
 const STATUS_ERROR: i32 = 2;
-
-/// Resources remembered. A process sends all its requests with the same one.
-const MAX_RESOURCES: usize = 20_000;
 
 /// Which half of a request a span is, by its kind, and whether it is of a message; none for other kinds.
 pub(super) fn side(kind: i32) -> Option<(Side, bool)> {
@@ -67,7 +62,6 @@ pub(super) enum Then {
 /// Reads spans as the settings of one tenant say.
 #[derive(Debug)]
 pub(super) struct Reader {
-    keys: Keys,
     peer: Vec<KeyNumber>,
     database: Vec<KeyNumber>,
     peer_service: KeyNumber,
@@ -78,10 +72,8 @@ pub(super) struct Reader {
     /// Where no attribute says how many spans one stands for, its trace state does.
     in_trace_state: bool,
     dimensions: Vec<Dimension>,
-    resources: Resources,
-    // Lent for their memory.
+    // Lent for its memory.
     pairs: Vec<(Symbol, Symbol)>,
-    memory: Memory,
 }
 
 #[derive(Debug)]
@@ -94,9 +86,8 @@ struct Dimension {
 }
 
 impl Reader {
-    /// For these settings.
-    pub(super) fn new(settings: &ServiceGraphs) -> Self {
-        let mut keys = Keys::default();
+    /// For these settings. `keys` get those that are wanted.
+    pub(super) fn new(settings: &ServiceGraphs, keys: &mut Keys) -> Self {
         let mut numbers = |names: &[String]| names.iter().map(|name| keys.number(name)).collect::<Vec<_>>();
         let (peer, database) = (numbers(&settings.peer_attributes), numbers(&settings.database_name_attributes));
         let prefixed = |side: &str, name: &str| match settings.enable_client_server_prefix {
@@ -116,43 +107,32 @@ impl Reader {
             multiplier: Some(settings.span_multiplier_key.as_str()).filter(|key| !key.is_empty()).map(|key| keys.number(key)),
             in_trace_state: settings.enable_tracestate_span_multiplier,
             dimensions,
-            resources: Resources::default(),
-            keys,
             pairs: Vec::new(),
-            memory: Memory::new(),
         }
     }
 
     /// Reads a span of a kind for which [`side`] has an answer, of a resource with a `service.name`.
     pub(super) fn read(&mut self, span: &FirstSeen<'_>, side: Side, messaging: bool, names: &mut Names) -> Read {
-        let resource = self.resources.place(span, &self.keys, names);
-        let Some(resource) = self.resources.known.get(resource) else { return Read::bare(span, side, messaging, Symbol::NONE) };
-        let mut read = Read::bare(span, side, messaging, resource.service);
+        let mut read = Read::bare(span, side, messaging, names.strings.intern(span.service));
         let alone = side == Side::Server && read.then == Then::Root;
         if self.in_trace_state {
             read.half.weight = attributes::sampling_weight(span.span);
         }
-        if side == Side::Server && !alone && self.dimensions.is_empty() && self.multiplier.is_none() {
-            return read;
-        }
-        let mut found = Found::within(mem::take(&mut self.memory), &self.keys);
-        found.look_into(&self.keys, span.span, attributes::SPAN_ATTRIBUTES);
-        let value = |key: KeyNumber| resource.value(key).or_else(|| found.get(key));
         if side == Side::Client || alone {
-            let peer = self.peer.iter().find_map(|key| found.get(*key)).map(text);
+            let peer = self.peer.iter().find_map(|key| span.own_value(*key)).map(text);
             read.half.peer = peer.filter(|peer| !peer.is_empty()).map_or(Symbol::NONE, |peer| names.strings.intern(&peer));
         }
         if side == Side::Client
-            && let Some(database) = self.database.iter().find_map(|key| value(*key))
+            && let Some(database) = self.database.iter().find_map(|key| span.value(*key))
         {
             let address = || {
-                let address = value(self.network_peer_address).map(text)?;
-                Some(match value(self.network_peer_port).map(text) {
+                let address = span.value(self.network_peer_address).map(text)?;
+                Some(match span.value(self.network_peer_port).map(text) {
                     Some(port) => Cow::Owned(format!("{address}:{port}")),
                     None => address,
                 })
             };
-            let server = value(self.peer_service).or_else(|| value(self.server_address)).map(text).or_else(address);
+            let server = span.value(self.peer_service).or_else(|| span.value(self.server_address)).map(text).or_else(address);
             let server = server.unwrap_or_else(|| text(database));
             if !server.is_empty() {
                 read.then = Then::Database(names.strings.intern(&server));
@@ -160,29 +140,32 @@ impl Reader {
         }
         if let Some(key) = self.multiplier {
             // Tempo looks in this order here, and does not stop at a value of another kind.
-            let ratio = [found.get(key), resource.value(key)].into_iter().flatten().find_map(|value| match attributes::any(value) {
-                Any::Double(ratio) if ratio > 0.0 => Some(ratio),
-                _ => None,
-            });
+            let ratio =
+                [span.own_value(key), span.resource_value(key)].into_iter().flatten().find_map(|value| match attributes::any(value) {
+                    Any::Double(ratio) if ratio > 0.0 => Some(ratio),
+                    _ => None,
+                });
             read.half.weight = ratio.map_or(read.half.weight, Weight::of_ratio);
         }
         if !self.dimensions.is_empty() {
             self.pairs.clear();
             for dimension in &self.dimensions {
-                if let Some(value) = value(dimension.key) {
+                if let Some(value) = span.value(dimension.key) {
                     let label = if side == Side::Client { &dimension.client } else { &dimension.server };
                     self.pairs.push((names.strings.intern(label), names.strings.intern(&text(value))));
                 }
             }
             read.half.dimensions = names.dimensions.intern(&self.pairs);
         }
-        self.memory = found.into_memory();
         read
     }
 
-    /// Forgets what refers to names; for when they are swept.
-    pub(super) fn clear(&mut self) {
-        self.resources = Resources::default();
+    /// Whose attributes are looked at, of spans of a side.
+    pub(super) fn looks(&self, side: Side) -> Look {
+        match side {
+            Side::Server if self.dimensions.is_empty() && self.multiplier.is_none() => Look::AtRoots,
+            Side::Client | Side::Server => Look::Always,
+        }
     }
 }
 
@@ -216,42 +199,4 @@ impl Read {
 fn text(value: &[u8]) -> Cow<'_, str> {
     // Text was validated when it was acknowledged.
     attributes::text(value).unwrap_or_default()
-}
-
-/// Resources by their numbers, with the attributes that are looked for.
-#[derive(Debug, Default)]
-struct Resources {
-    known: Vec<Resource>,
-    places: HashMap<u64, usize, RandomState>,
-}
-
-#[derive(Debug)]
-struct Resource {
-    service: Symbol,
-    /// `AnyValue`s by number of the key.
-    values: Vec<Option<Box<[u8]>>>,
-}
-
-impl Resource {
-    fn value(&self, key: KeyNumber) -> Option<&[u8]> {
-        self.values.get(key)?.as_deref()
-    }
-}
-
-impl Resources {
-    /// The place of a span's resource.
-    fn place(&mut self, span: &FirstSeen<'_>, keys: &Keys, names: &mut Names) -> usize {
-        if let Some(place) = self.places.get(&span.resource_number) {
-            return *place;
-        }
-        if self.known.len() >= MAX_RESOURCES {
-            *self = Self::default();
-        }
-        let mut found = Found::within(Vec::new(), keys);
-        found.look_into(keys, span.resource, attributes::RESOURCE_ATTRIBUTES);
-        let values = (0..keys.len()).map(|key| found.get(key).map(Box::from)).collect();
-        self.known.push(Resource { service: names.strings.intern(span.service), values });
-        self.places.insert(span.resource_number, self.known.len() - 1);
-        self.known.len() - 1
-    }
 }

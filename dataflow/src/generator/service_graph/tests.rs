@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::{Deref, DerefMut},
     time::Duration,
 };
 
@@ -17,6 +18,7 @@ use prost::Message as _;
 use super::*;
 use crate::generator::{
     Agg, Exemplar, Family, Series,
+    attributes::{RESOURCE_ATTRIBUTES, SPAN_ATTRIBUTES},
     settings::{FilterPolicy, MatchAttribute, MatchType, MatchValue, PolicyMatch},
 };
 
@@ -64,8 +66,9 @@ impl Sent {
         (resource.encode_to_vec(), span.encode_to_vec())
     }
 
-    fn push_to(&self, graph: &mut ServiceGraph) {
+    fn push_to(&self, Graph { graph, keys }: &mut Graph) {
         let (resource, span) = self.encode();
+        let of_resource: Vec<_> = keys.find(&resource, RESOURCE_ATTRIBUTES).into_iter().map(|value| value.map(Box::from)).collect();
         let seen = FirstSeen {
             trace_id: TraceId([self.trace; 16]),
             span_id: self.id,
@@ -77,8 +80,9 @@ impl Sent {
             service: self.service,
             name: b"name",
             resource: &resource,
-            resource_number: twox_hash::XxHash64::oneshot(0, &resource),
             span: &span,
+            of_resource: &of_resource,
+            of_span: &keys.find(&span, SPAN_ATTRIBUTES),
         };
         graph.push(&seen, self.tick);
     }
@@ -118,8 +122,31 @@ impl Observe for Sums {
     }
 }
 
-fn graph(settings: &ServiceGraphs) -> ServiceGraph {
-    ServiceGraph::new(Tenant::single(), settings, &Common::default(), Ticks::new(Duration::from_secs(1)), 1).expect("policies make sense")
+/// A graph with the numbers of the attributes that it looks at.
+struct Graph {
+    graph: ServiceGraph,
+    keys: Keys,
+}
+
+impl Deref for Graph {
+    type Target = ServiceGraph;
+
+    fn deref(&self) -> &ServiceGraph {
+        &self.graph
+    }
+}
+
+impl DerefMut for Graph {
+    fn deref_mut(&mut self) -> &mut ServiceGraph {
+        &mut self.graph
+    }
+}
+
+fn graph(settings: &ServiceGraphs) -> Graph {
+    let mut keys = Keys::default();
+    let ticks = Ticks::new(Duration::from_secs(1));
+    let graph = ServiceGraph::new(Tenant::single(), settings, &Common::default(), ticks, 1, &mut keys).expect("policies make sense");
+    Graph { graph, keys }
 }
 
 fn settings() -> ServiceGraphs {
@@ -375,7 +402,7 @@ fn any_settings() -> impl Strategy<Value = ServiceGraphs> {
 }
 
 /// As the checkpoint does it: through JSON, onto as many workers as there are traces.
-fn restored(settings: &ServiceGraphs, graphs: &[ServiceGraph], workers: u8) -> Vec<ServiceGraph> {
+fn restored(settings: &ServiceGraphs, graphs: &[Graph], workers: u8) -> Vec<Graph> {
     let shards: Vec<String> = graphs.iter().map(|graph| serde_json::to_string(&graph.snapshot()).expect("encodes")).collect();
     let halves: Vec<Half> = shards.iter().flat_map(|shard| serde_json::from_str::<Vec<Half>>(shard).expect("decodes")).collect();
     let of = |worker| {
