@@ -19,6 +19,8 @@ const V1: &str = "prometheus.WriteRequest";
 const V2: &str = "io.prometheus.write.v2.Request";
 /// The first Prometheus that knows the latter. Ones that are much older cannot say either what a native histogram was last.
 const V2_SINCE: (u32, u32) = (2, 54);
+/// The first whose receiver is known to make something of when series began.
+const BEGINNINGS_SINCE: (u32, u32) = (3, 5);
 
 /// Collects three times a second; a series that nothing adds to ends after two seconds.
 fn config(prometheus: &Prometheus, message: &str, histograms: &str) -> Config {
@@ -187,6 +189,45 @@ async fn native_histograms_by_protocol_2() {
 #[tokio::test]
 async fn both_kinds_of_histograms_by_protocol_2() {
     everything_is_stored(V2, "both").await;
+}
+
+/// A receiver that is told when series began puts a zero there, if it is told to.
+#[tokio::test]
+async fn protocol_2_tells_when_series_began() {
+    if Prometheus::version().is_some_and(|version| version < BEGINNINGS_SINCE) {
+        eprintln!("skipped: this Prometheus is older than 3.5 and does not look at when series began");
+        return;
+    }
+    let Some(prometheus) = Prometheus::start_with(&["--enable-feature=created-timestamp-zero-ingestion"]).await else { return };
+    let server = Server::start(config(&prometheus, V2, "classic")).await;
+    let client = server.client();
+    // What begins right before a minute does has our own zero behind its beginning. Not three times in a row.
+    for (service, first_trace) in [("a", 100), ("b", 200), ("c", 300)] {
+        let sent = i64::try_from(now_ns() / 1_000_000).expect("a time");
+        assert_eq!(client.post_protobuf(body(service, spans(first_trace))).await.expect("an answer").status, 200);
+        let query = format!("traces_spanmetrics_calls_total{{service=\"{service}\"}}[1h]");
+        let history = eventually(&query, || async {
+            let data = prometheus.get("/api/v1/query", &[("query", &query)]).await;
+            let sample = |sample: &serde_json::Value| {
+                let value: f64 = sample[1].as_str().and_then(|text| text.parse().ok()).expect("a value");
+                ((sample[0].as_f64().expect("a time") * 1e3).round() as i64, value)
+            };
+            let history: Vec<_> = data["result"][0]["values"].as_array()?.iter().map(sample).collect();
+            // Told again and again, it is no news.
+            (history.iter().filter(|(_, value)| *value == 15.0).count() > 2).then_some(history)
+        })
+        .await;
+        let zeros: Vec<_> = history.iter().take_while(|(_, value)| *value == 0.0).map(|(at, _)| *at).collect();
+        assert_eq!(prometheus.complaints(), [""; 0]);
+        assert_eq!(prometheus.own_metric("prometheus_tsdb_out_of_order_samples_total").await, 0.0);
+        if let [_, began] = zeros.as_slice() {
+            assert!(*began >= sent - 1_000 && *began <= history[2].0, "it began with the first span, sent at {sent}: {history:?}");
+            assert!(history[2..].iter().all(|(_, value)| *value == 15.0), "{history:?}");
+            return;
+        }
+        assert_eq!(zeros.len(), 1, "{history:?}");
+    }
+    panic!("no series has a zero at its beginning");
 }
 
 /// A receiver that does not know protocol 2.0 is asked once and sent 1.0 from then on.

@@ -9,13 +9,16 @@
 //! series is lost with a collection that was dropped. A zero stands before everything that the series is sent later and after everything that
 //! a series of the same labels was sent before, be it by an earlier process.
 //!
+//! Values say when their series began where the protocol can (2.0). That is the same in all collections, so that a receiver that knows a
+//! series sees no reset, and it may be before the zero or after it. Zeros and markers say nothing of the kind.
+//!
 //! Zeros and values are different batches, and zeros go first: so a request holds one sample of a series, and one that is sent again after
 //! it was written (its answer was lost) repeats what is there instead of adding what is older.
 
 use std::collections::HashSet;
 
 use super::{
-    protocol::Batch,
+    protocol::{Batch, MetricType},
     queue::Collection,
     relabel::Relabel,
     view::{Show, View, cost},
@@ -102,12 +105,16 @@ impl Batches<'_> {
     fn add(&mut self, view: &View, series: &Accumulated, before: Option<&Accumulated>, show: Show, at: i64, batch: &mut Batch) {
         let from = batch.series.len();
         view.emit_all(series, before, show, at, batch);
+        let began = if show == Show::Value { self.transition.now.began(series) } else { 0 };
+        let counts = batch.families[from..].iter().map(|family| family.kind != MetricType::Gauge);
+        batch.began.extend(counts.map(|counts| if counts { began } else { 0 }));
         let mut keep = from;
         for index in from..batch.series.len() {
             let samples = batch.series[index].samples.len() + batch.series[index].histograms.len();
             if self.relabel.apply(&mut batch.series[index].labels) {
                 batch.series.swap(keep, index);
                 batch.families.swap(keep, index);
+                batch.began.swap(keep, index);
                 keep += 1;
                 self.carried += samples;
             } else {
@@ -116,6 +123,7 @@ impl Batches<'_> {
         }
         batch.series.truncate(keep);
         batch.families.truncate(keep);
+        batch.began.truncate(keep);
     }
 
     /// Adds what comes next; `None` if there is nothing left.

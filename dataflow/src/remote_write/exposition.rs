@@ -104,7 +104,7 @@ impl Exposition {
                 }
             }
             labels.extend(le.map(|le| Label { name: "le".into(), value: le.into() }));
-            let sample = super::protocol::Sample { value, timestamp: 0 };
+            let sample = super::protocol::Sample { value, ..super::protocol::Sample::default() };
             self.line(&TimeSeries { labels, samples: vec![sample], ..TimeSeries::default() }, out);
         }
     }

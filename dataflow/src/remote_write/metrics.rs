@@ -13,6 +13,7 @@ const ENDPOINT: [&str; 3] = ["tenant", "remote_name", "url"];
 pub(crate) struct Metrics {
     collections: IntCounterVec,
     collections_failed: IntCounterVec,
+    settings_failed: IntCounterVec,
     highest_timestamp: GaugeVec,
     samples: IntCounterVec,
     exemplars: IntCounterVec,
@@ -47,6 +48,11 @@ impl Metrics {
                 "tempo_metrics_generator_registry_collections_failed_total",
                 "Collections that were left out",
                 &["tenant", "error_type"],
+            )?,
+            settings_failed: counter(
+                "tempo_metrics_generator_storage_remote_write_update_failed_total",
+                "Collections of a tenant whose headers of remote write could not be applied",
+                &["tenant"],
             )?,
             highest_timestamp: seconds(
                 "prometheus_remote_storage_highest_timestamp_in_seconds",
@@ -92,6 +98,10 @@ impl Metrics {
 
     pub(crate) fn collection_failed(&self, tenant: &Tenant, error_type: &str) {
         self.collections_failed.with_label_values(&[tenant.as_str(), error_type]).inc();
+    }
+
+    pub(crate) fn settings_failed(&self, tenant: &Tenant, times: u64) {
+        self.settings_failed.with_label_values(&[tenant.as_str()]).inc_by(times);
     }
 
     pub(crate) fn of_endpoint(&self, tenant: &Tenant, name: &str, url: &str) -> EndpointMetrics {

@@ -152,6 +152,7 @@ impl Shared {
             senders.spawn(async move { sender.run(sent, started).await });
         }
         let mut last = sent;
+        self.metrics.settings_failed(&tenant, 0);
         loop {
             let of_tenant = self.overrides.remote_write(&tenant);
             let interval = of_tenant.collection_interval.unwrap_or(self.settings.collection_interval).max(MIN_INTERVAL);
@@ -162,6 +163,9 @@ impl Shared {
             };
             let of_tenant = self.overrides.remote_write(&tenant);
             let at = millis(self.clock.now());
+            if client::headers(&of_tenant.headers).is_none() {
+                self.metrics.settings_failed(&tenant, 1);
+            }
             if !of_tenant.disable_collection && at <= last.at {
                 // The clock went back. What is sent now would be older than what was sent before.
                 self.metrics.collection_failed(&tenant, "out_of_order");
@@ -185,5 +189,5 @@ impl Shared {
 fn collection(snapshot: &Snapshot, tenant: &Tenant, at: i64, view: Arc<View>) -> Collection {
     let series: Arc<[Arc<Accumulated>]> = snapshot.tenants.get(tenant).cloned().unwrap_or_default();
     let samples = series.iter().map(|series| view::cost(series)).sum();
-    Collection { at, series, recovered: snapshot.recovered, samples, view }
+    Collection { at, series, recovered: snapshot.recovered, tick_length: snapshot.tick_length, samples, view }
 }

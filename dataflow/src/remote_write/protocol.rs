@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Field numbers are those of `prompb/types.proto`, `prompb/remote.proto` and `prompb/io/prometheus/write/v2/types.proto` of Prometheus.
-//! Samples, histograms and their spans are the same in both protocols. Where protobuf says `string` and we hold shared text, the field is
+//! Samples, histograms and their spans are the same in both protocols but for the time when their series began, which only 2.0 has. Receivers
+//! look for that time in one of two places, by their age: drafts of 2.0 had it in the series, later ones have it in each sample. Where protobuf says `string` and we hold shared text, the field is
 //! declared as `bytes`, which is the same on the wire and is cloned without a copy; where it says `oneof` of two scalars, both are optional.
 
 use std::{collections::HashMap, sync::Arc};
@@ -31,6 +32,9 @@ pub(crate) struct Sample {
     pub(crate) value: f64,
     #[prost(int64, tag = "2")]
     pub(crate) timestamp: i64,
+    /// When the series began; 0 if that is not said. Protocol 2.0.
+    #[prost(int64, tag = "3")]
+    pub(crate) start_timestamp: i64,
 }
 
 /// An exemplar of protocol 1.0.
@@ -77,6 +81,9 @@ pub(crate) struct Histogram {
     pub(crate) reset_hint: i32,
     #[prost(int64, tag = "15")]
     pub(crate) timestamp: i64,
+    /// When the series began; 0 if that is not said. Protocol 2.0.
+    #[prost(int64, tag = "17")]
+    pub(crate) start_timestamp: i64,
 }
 
 /// What a metric is, by the numbers that both protocols give to it.
@@ -120,6 +127,8 @@ pub(crate) struct Batch {
     pub(crate) series: Vec<TimeSeries>,
     /// The family of each series.
     pub(crate) families: Vec<Arc<Family>>,
+    /// When each series began, in milliseconds; 0 or nothing if that is not known, or the series does not count.
+    pub(crate) began: Vec<i64>,
 }
 
 /// How much something carries.
@@ -260,6 +269,9 @@ pub(crate) mod v2 {
         pub(crate) exemplars: Vec<Exemplar>,
         #[prost(message, optional, tag = "5")]
         pub(crate) metadata: Option<Metadata>,
+        /// When the series began, as drafts of the protocol have it.
+        #[prost(int64, tag = "6")]
+        pub(crate) created_timestamp: i64,
     }
 
     #[derive(Clone, PartialEq, Message)]
@@ -309,11 +321,12 @@ pub(crate) mod v2 {
         pub(super) fn new(batch: &Batch) -> Self {
             let mut symbols = Symbols { texts: vec![Bytes::new()], index: HashMap::from([(Bytes::new(), 0)]) };
             let mut timeseries = Vec::with_capacity(batch.series.len());
-            for (series, family) in batch.series.iter().zip(&batch.families) {
+            for (index, (series, family)) in batch.series.iter().zip(&batch.families).enumerate() {
+                let start_timestamp = batch.began.get(index).copied().unwrap_or_default();
                 timeseries.push(TimeSeries {
                     labels_refs: symbols.refer_all(&series.labels),
-                    samples: series.samples.clone(),
-                    histograms: series.histograms.clone(),
+                    samples: series.samples.iter().map(|sample| Sample { start_timestamp, ..*sample }).collect(),
+                    histograms: series.histograms.iter().map(|histogram| Histogram { start_timestamp, ..histogram.clone() }).collect(),
                     exemplars: series
                         .exemplars
                         .iter()
@@ -328,6 +341,7 @@ pub(crate) mod v2 {
                         help_ref: symbols.refer(&family.help),
                         unit_ref: symbols.refer(&family.unit),
                     }),
+                    created_timestamp: start_timestamp,
                 });
             }
             Self { symbols: symbols.texts, timeseries }

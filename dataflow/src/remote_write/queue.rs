@@ -3,7 +3,7 @@
 //! Values are cumulative, so a dropped collection costs resolution and no count. A collection shares its series with the snapshot it was
 //! taken from, and with those before as far as nothing changed, so that waiting costs little memory.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -20,10 +20,21 @@ pub(crate) struct Collection {
     pub(crate) series: Arc<[Arc<Accumulated>]>,
     /// See [`Snapshot::recovered`](crate::generator::Snapshot::recovered).
     pub(crate) recovered: Option<u64>,
+    /// See [`Snapshot::tick_length`](crate::generator::Snapshot::tick_length).
+    pub(crate) tick_length: Duration,
     /// How many samples that makes.
     pub(crate) samples: usize,
     /// How they look.
     pub(crate) view: Arc<View>,
+}
+
+impl Collection {
+    /// When a series began, in milliseconds: the beginning of the tick of its first observation, the same in every collection. 0 if that is
+    /// not known, or was not before the collection: a clock may have been set back.
+    pub(crate) fn began(&self, series: &Accumulated) -> i64 {
+        let began = self.tick_length.as_millis().saturating_mul(series.first.into());
+        i64::try_from(began).ok().filter(|began| *began < self.at).unwrap_or_default()
+    }
 }
 
 /// See the module documentation.

@@ -21,6 +21,8 @@ const NOW_MS: i64 = 1_700_051_696_789;
 /// 12:33:59.000 on that day.
 const ZERO_MS: i64 = 1_700_051_639_000;
 
+const TICK: Duration = Duration::from_millis(250);
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn tenant() -> Tenant {
@@ -141,7 +143,7 @@ fn publish_since(snapshots: &Snapshots, mut series: Vec<Accumulated>, recovered:
     series.sort_by(|a, b| a.series.cmp(&b.series));
     let sequence = snapshots.latest().sequence + 1;
     let tenants = if series.is_empty() { HashMap::new() } else { HashMap::from([(tenant(), series.into_iter().map(Arc::new).collect())]) };
-    snapshots.publish(Snapshot { sequence, tick: sequence, recovered, tenants, ..Snapshot::default() });
+    snapshots.publish(Snapshot { sequence, tick: sequence, tick_length: TICK, recovered, tenants, ..Snapshot::default() });
 }
 
 fn endpoint(receiver: &Receiver) -> Endpoint {
@@ -371,6 +373,70 @@ async fn series_end_with_a_marker_and_begin_again_with_a_zero() {
 }
 
 #[tokio::test]
+async fn protocol_2_says_when_series_began() {
+    // The tick of 12:34:51.750.
+    let began = NOW_MS - 5_039;
+    let tick = (began / 250) as u64;
+    for protocol in [Protocol::V1, Protocol::V2] {
+        let receiver = Receiver::start().await;
+        let endpoint = Endpoint { protocol, metadata_interval: None, ..endpoint(&receiver) };
+        let running = Running::start(vec![endpoint], Vec::new(), |_| {});
+        let labels = [("service", "a")];
+        let since = |first: u64, count: usize| {
+            let of = |family: Family, native: bool| Accumulated {
+                first,
+                ..observed(&series(family, &labels, layout(!native, native)), &vec![20; count])
+            };
+            [(Family::SpanMetrics, false), (Family::ServiceGraphServer, true), (Family::TargetInfo, false)]
+                .map(|(family, native)| of(family, native))
+                .to_vec()
+        };
+        running.show(since(tick, 1)).await;
+        running.show(since(tick, 2)).await;
+        // Begun again; and as if the clock had been set back.
+        running.show(since(tick + 30, 1)).await;
+        running.show(since(tick + 4_000, 1)).await;
+        running.stop().await;
+        assert_eq!(complaints(&receiver), [""; 0]);
+        let said = |name: &str| {
+            let of_name = |(key, began): (&String, &Vec<i64>)| key.starts_with(name).then(|| began.clone());
+            receiver.stored(|stored| stored.began.iter().find_map(of_name)).unwrap_or_default()
+        };
+        if protocol == Protocol::V1 {
+            assert_eq!(said(""), [0; 0]);
+            continue;
+        }
+        // A zero before each beginning says nothing.
+        let again = began + 30 * 250;
+        let expected = [0, began, began, 0, again, 0, 0];
+        for name in [
+            "traces_spanmetrics_calls_total",
+            "traces_spanmetrics_latency_bucket",
+            "traces_spanmetrics_latency_count",
+            "traces_service_graph_request_server_seconds",
+        ] {
+            assert_eq!(said(name), expected, "{name}");
+        }
+        assert_eq!(said("traces_spanmetrics_latency_sum"), [began, began, again, 0], "there is no zero of a sum");
+        assert_eq!(said("traces_target_info"), [0; 4], "a gauge has no beginning");
+    }
+}
+
+#[tokio::test]
+async fn headers_that_cannot_be_sent_are_counted() {
+    let receiver = Receiver::start().await;
+    let running = Running::start(vec![endpoint(&receiver)], Vec::new(), |_| {});
+    let failed = "tempo_metrics_generator_storage_remote_write_update_failed_total";
+    running.show(vec![observed(&calls("a"), &[1])]).await;
+    assert_eq!(running.metric(failed, &["team-a"]), 0);
+    running.tenants.0.lock().headers.insert("X-Team".to_owned(), "two\nlines".to_owned());
+    running.show(vec![observed(&calls("a"), &[1, 1])]).await;
+    running.until("it is counted", || running.metric(failed, &["team-a"]) > 0).await;
+    running.stop().await;
+    assert_eq!(receiver.values(CALLS_A), [0.0, 1.0]);
+}
+
+#[tokio::test]
 async fn a_tenant_without_series_comes_again() {
     let receiver = Receiver::start().await;
     let running = Running::start(vec![endpoint(&receiver)], Vec::new(), |_| {});
@@ -523,10 +589,10 @@ async fn headers_say_who_we_are() {
 
 #[tokio::test]
 async fn exemplars_are_sent_once() {
-    for classic in [true, false] {
+    for (classic, native) in [(true, false), (false, true), (true, true)] {
         let receiver = Receiver::start().await;
         let running = Running::start(vec![endpoint(&receiver)], Vec::new(), |_| {});
-        let series = series(Family::ServiceGraphServer, &[("client", "a")], layout(classic, !classic));
+        let series = series(Family::ServiceGraphServer, &[("client", "a")], layout(classic, native));
         let of = |bucket, id: u8, nanoseconds| Exemplar {
             bucket,
             trace_id: TraceId([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, id]),
@@ -538,19 +604,26 @@ async fn exemplars_are_sent_once() {
         running.show(vec![Accumulated { exemplars: vec![first, second], ..observed(&series, &[20, 2000]) }]).await;
         running.show(vec![Accumulated { exemplars: vec![first, second], ..observed(&series, &[20, 2000]) }]).await;
         running.stop().await;
-        let found: Vec<_> = receiver.stored(|stored| {
+        let mut found: Vec<_> = receiver.stored(|stored| {
             let text = |(key, exemplar): &(String, protocol::Exemplar)| {
                 let key = key.trim_start_matches("traces_service_graph_request_server_seconds").to_owned();
-                (key, receiver::key(&exemplar.labels), exemplar.value, exemplar.timestamp - NOW_MS)
+                (exemplar.timestamp - NOW_MS, key, receiver::key(&exemplar.labels), exemplar.value)
             };
             stored.exemplars.iter().map(text).collect()
         });
-        let key = |le: &str| match classic {
-            true => format!("_bucket{{__metrics_gen_instance=\"host\",client=\"a\",le=\"{le}\"}}"),
-            false => "{__metrics_gen_instance=\"host\",client=\"a\"}".to_owned(),
-        };
-        let expected =
-            [(key("0.032"), "{traceID=\"1ab\"}".to_owned(), 0.02, 1_000), (key("+Inf"), "{traceID=\"1cd\"}".to_owned(), 2.0, 2_000)];
+        found.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        let mut expected = Vec::new();
+        for (at, le, id, seconds) in [(1_000, "0.032", "1ab", 0.02), (2_000, "+Inf", "1cd", 2.0)] {
+            let id = format!("{{traceID=\"{id}\"}}");
+            if classic {
+                let key = format!("_bucket{{__metrics_gen_instance=\"host\",client=\"a\",le=\"{le}\"}}");
+                expected.push((at, key, id.clone(), seconds));
+            }
+            // Whoever asks by native histograms looks for exemplars there, whatever else there is.
+            if native {
+                expected.push((at, "{__metrics_gen_instance=\"host\",client=\"a\"}".to_owned(), id, seconds));
+            }
+        }
         assert_eq!(found, expected);
     }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Stored {
     pub(crate) histograms: BTreeMap<Key, Vec<Histogram>>,
     pub(crate) exemplars: Vec<(Key, Exemplar)>,
     pub(crate) metadata: Vec<v1::MetricMetadata>,
+    /// When each series began, as every request of protocol 2.0 said.
+    pub(crate) began: BTreeMap<Key, Vec<i64>>,
     /// The headers of every request, also of those that failed, names in lower case.
     pub(crate) requests: Vec<BTreeMap<String, String>>,
     /// What a receiver would refuse.
@@ -188,10 +190,12 @@ impl State {
         let series = if is_v2 {
             let request = v2::Request::decode(message.as_slice()).expect("a message");
             assert_eq!(request.symbols.first().map(|text| text.len()), Some(0), "symbols begin with the empty text");
-            request.timeseries.iter().map(|series| desymbolized(&request.symbols, series)).collect()
+            request.timeseries.iter().map(|series| stored.desymbolize(&request.symbols, series)).collect()
         } else {
             let request = v1::WriteRequest::decode(message.as_slice()).expect("a message");
             stored.metadata.extend(request.metadata);
+            let says_it = |series: &TimeSeries| series.samples.iter().any(|sample| sample.start_timestamp != 0);
+            assert!(!request.timeseries.iter().any(says_it), "protocol 1.0 does not know when a series began");
             request.timeseries
         };
         let mut counts = [0, 0, 0];
@@ -215,6 +219,16 @@ impl State {
 }
 
 impl Stored {
+    /// A series in the form of protocol 1.0. What it says of its beginning is noted.
+    fn desymbolize(&mut self, symbols: &[bytes::Bytes], series: &v2::TimeSeries) -> TimeSeries {
+        let plain = desymbolized(symbols, series);
+        let samples = plain.samples.iter().map(|sample| sample.start_timestamp);
+        let began = samples.chain(plain.histograms.iter().map(|histogram| histogram.start_timestamp));
+        assert!(began.eq([series.created_timestamp]), "receivers old and new are told the same");
+        self.began.entry(key(&plain.labels)).or_default().push(series.created_timestamp);
+        plain
+    }
+
     fn add(&mut self, series: TimeSeries) {
         let key = key(&series.labels);
         let names: Vec<&[u8]> = series.labels.iter().map(|label| &*label.name).collect();
@@ -224,7 +238,7 @@ impl Stored {
         if series.samples.len() + series.histograms.len() != 1 {
             self.complaints.push(format!("{} samples of {key} in one request", series.samples.len() + series.histograms.len()));
         }
-        for Sample { timestamp, value } in series.samples {
+        for Sample { timestamp, value, .. } in series.samples {
             self.put(&key, timestamp, value);
         }
         for histogram in series.histograms {
