@@ -118,6 +118,11 @@ impl Admin {
         self.grpc.get().cloned()
     }
 
+    /// Largest message of a gRPC call that is taken.
+    pub(crate) fn max_grpc_message_bytes(&self) -> usize {
+        self.config.server.grpc.max_receive_bytes
+    }
+
     /// What measures requests, unless that is turned off.
     pub(crate) fn request_metrics(&self) -> Option<&RequestMetrics> {
         self.request_metrics.as_ref()

@@ -85,7 +85,8 @@ impl Querier for RecentQueries {
         let mut trace = TracesData::default();
         for tenant in self.tenants(request.metadata())? {
             let max_bytes = self.api.engine.limits(&tenant).max_bytes_per_trace;
-            let found = self.api.engine.begin().run(&tenant, Job::Trace(TraceJob { id, blocks: None, max_bytes })).await.map_err(failed)?;
+            let query = self.api.engine.begin(self.api.engine.settings().trace_timeout);
+            let found = query.run(&tenant, Job::Trace(TraceJob { id, blocks: None, max_bytes })).await.map_err(failed)?;
             let Answer::Trace(found) = found else { return Err(failed(crate::engine::wrong_kind())) };
             if found.truncated {
                 if !request.get_ref().allow_partial_trace {
