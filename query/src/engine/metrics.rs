@@ -106,11 +106,11 @@ impl Engine {
     }
 
     async fn measured(&self, tenants: &[Tenant], request: &Arc<MetricsRequest>, show: impl Fn(&Measured)) -> Result<Measured, QueryError> {
-        self.on_one_list(self.settings.search_timeout, || self.measure(tenants, request, &show)).await
+        self.on_one_list(|| self.measure(tenants, request, &show)).await
     }
 
     async fn measure(&self, tenants: &[Tenant], request: &Arc<MetricsRequest>, show: &impl Fn(&Measured)) -> Result<Measured, QueryError> {
-        let query = self.begin();
+        let query = self.begin(self.settings.search_timeout);
         let (partial, mut held) = (Partial::new(request), query.keep()?);
         let mut all = Measured { partial, cost: Cost::default(), incomplete: false, final_from: u64::MAX };
         if request.query().matches_nothing() {

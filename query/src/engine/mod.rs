@@ -21,8 +21,9 @@
 //! **Bounds.** Point reads share one semaphore. Scans, which decode whole row groups, share a much smaller one, run on blocking threads, and
 //! hold one row group each, whose bytes come out of the budget that all jobs of a query share, and of that of the process ([`memory`]). What
 //! comes of jobs and waits for being merged has a budget, too. Answers are bounded by their own limits (size of a
-//! trace, number of traces, bytes of tag values). Every query has a deadline; when it passes, or the client goes away, its jobs are dropped,
-//! and scans stop at the next row group.
+//! trace, number of traces, bytes of tag values). A query may go on for as long as it gets on: it fails when
+//! nothing has come of its jobs for the time that one of them may take. Then, or when the client goes away, its jobs are dropped, and scans stop
+//! at the next row group.
 //!
 //! **Determinism.** Jobs run concurrently but their answers are taken in order, newest block first, so that the same query on the same data
 //! gives the same answer, whoever ran its jobs.
@@ -109,9 +110,9 @@ pub struct Settings {
     pub open_blocks: usize,
     /// Most bytes of footers that are kept.
     pub open_blocks_bytes: u64,
-    /// Deadline of a trace lookup.
+    /// How long a job of a trace lookup may take.
     pub trace_timeout: Duration,
-    /// Deadline of searches and tag queries.
+    /// How long a job of a search, a tag query or a metrics query may take.
     pub search_timeout: Duration,
     /// How far back blocks are searched when the client gives no range. All recent data is searched in any case.
     pub default_lookback: Duration,
@@ -217,7 +218,7 @@ pub enum QueryError {
         /// What the bucket said; names the block.
         cause: String,
     },
-    /// The deadline has passed.
+    /// A job took too long.
     #[error("context deadline exceeded")]
     Deadline,
     /// The tenant has too many jobs waiting.
@@ -432,29 +433,26 @@ impl Engine {
         self.blocklist.blocks(tenant).iter().find(|meta| meta.block_id == block).cloned()
     }
 
-    /// For running the jobs of one query.
-    pub(crate) fn begin(&self) -> Running<'_> {
+    /// For running the jobs of one query, which fails when nothing has come of them for as long as `patience`.
+    pub(crate) fn begin(&self, patience: Duration) -> Running<'_> {
         let id = QueryId::new();
-        Running { engine: self, id, answers: self.answers.account(id) }
+        Running { engine: self, id, patience, answers: self.answers.account(id) }
     }
 
-    /// Does `work` within a time. When a block turns out to be deleted that is not on the list any more, `work` is done again from its
-    /// beginning, on the list as it is now: leaving the block out could miss what went from there to a block that is new.
-    pub(crate) async fn on_one_list<T, F>(&self, timeout: Duration, work: impl Fn() -> F) -> Result<T, QueryError>
+    /// Does `work`. When a block turns out to be deleted that is not on the list any more, `work` is done again from its beginning, on the
+    /// list as it is now: leaving the block out could miss what went from there to a block that is new.
+    pub(crate) async fn on_one_list<T, F>(&self, work: impl Fn() -> F) -> Result<T, QueryError>
     where
         F: Future<Output = Result<T, QueryError>>,
     {
-        let until_it_holds = async {
-            loop {
-                match work().await {
-                    Err(QueryError::BlockGone { tenant, block, cause }) if self.blocklist.is_gone(&tenant, block) => {
-                        tracing::info!(error = cause, "block was deleted while it was read, the query begins again");
-                    }
-                    outcome => return outcome,
+        loop {
+            match work().await {
+                Err(QueryError::BlockGone { tenant, block, cause }) if self.blocklist.is_gone(&tenant, block) => {
+                    tracing::info!(error = cause, "block was deleted while it was read, the query begins again");
                 }
+                outcome => return outcome,
             }
-        };
-        tokio::time::timeout(timeout, until_it_holds).await.unwrap_or(Err(QueryError::Deadline))
+        }
     }
 
     /// The range of blocks when the client gave none.
@@ -474,6 +472,8 @@ impl Engine {
 pub(crate) struct Running<'e> {
     engine: &'e Engine,
     id: QueryId,
+    /// How long nothing may come of its jobs.
+    patience: Duration,
     /// What its answers hold here.
     answers: Account,
 }
@@ -481,7 +481,7 @@ pub(crate) struct Running<'e> {
 impl Running<'_> {
     /// Runs a job.
     pub(crate) async fn run(&self, tenant: &Tenant, job: Job) -> Result<Answer, QueryError> {
-        self.engine.runner.run(self.id, tenant, job).await
+        tokio::time::timeout(self.patience, self.engine.runner.run(self.id, tenant, job)).await.unwrap_or(Err(QueryError::Deadline))
     }
 
     /// Nothing, which can grow with what is made of the answers.
@@ -520,7 +520,8 @@ impl InOrder<'_> {
     pub(crate) fn begin(&mut self, tenant: Tenant, job: Job) {
         let query = self.query;
         self.running.push_back(Box::pin(async move {
-            let answer = query.run(&tenant, job).await?;
+            // Its time is not counted from here: it may wait in a queue until others have ended.
+            let answer = query.engine.runner.run(query.id, &tenant, job).await?;
             // It may wait for long until those before it are there.
             let held = query.answers.keep(answer.bytes())?;
             Ok((answer, held))
@@ -529,7 +530,9 @@ impl InOrder<'_> {
 
     /// The answer of the job that was begun first; `None` when there is none.
     pub(crate) async fn next(&mut self) -> Option<Result<Answer, QueryError>> {
-        let answer = self.running.next().await;
+        let Ok(answer) = tokio::time::timeout(self.query.patience, self.running.next()).await else {
+            return Some(Err(QueryError::Deadline));
+        };
         self.room = (self.room + 1).min(self.most);
         Some(answer?.map(|(answer, _)| answer))
     }

@@ -107,7 +107,7 @@ impl Engine {
         request: Arc<SearchRequest>,
         progress: Option<&Progress<proto::SearchResponse>>,
     ) -> Result<proto::SearchResponse, QueryError> {
-        self.on_one_list(self.settings.search_timeout, || self.run_search(tenants, Arc::clone(&request), progress)).await
+        self.on_one_list(|| self.run_search(tenants, Arc::clone(&request), progress)).await
     }
 
     async fn run_search(
@@ -117,7 +117,7 @@ impl Engine {
         progress: Option<&Progress<proto::SearchResponse>>,
     ) -> Result<proto::SearchResponse, QueryError> {
         let range = request.range.unwrap_or_else(|| self.lookback());
-        let running = self.begin();
+        let running = self.begin(self.settings.search_timeout);
         let mut search = Search {
             engine: self,
             running: &running,

@@ -326,11 +326,11 @@ impl Engine {
             }
             Wanted::Names(_) | Wanted::Values(TagName::Attribute { .. } | TagName::Text(_)) => {}
         }
-        self.on_one_list(self.settings.search_timeout, || self.gather(tenants, query, progress)).await
+        self.on_one_list(|| self.gather(tenants, query, progress)).await
     }
 
     async fn gather(&self, tenants: &[Tenant], query: &TagsQuery, progress: Option<&Progress<Tags>>) -> Result<Tags, QueryError> {
-        let running = self.begin();
+        let running = self.begin(self.settings.search_timeout);
         let mut snapshot = self.snapshot(tenants, Some(query.range.unwrap_or_else(|| self.lookback())));
         let job = |place: Place| {
             // Known texts in a row are counted where everything comes together.

@@ -67,7 +67,7 @@ impl Engine {
     /// Looks a trace up, and shows it as it is stored, for whoever has other parts of it.
     pub(crate) async fn stored_trace(&self, tenants: &[Tenant], request: TraceRequest) -> Result<FoundTrace, QueryError> {
         let max_bytes = self.max_bytes_per_trace(tenants);
-        let found = self.on_one_list(self.settings.trace_timeout, || self.whole_trace(tenants, request, max_bytes)).await?;
+        let found = self.on_one_list(|| self.whole_trace(tenants, request, max_bytes)).await?;
         Ok(FoundTrace {
             resource_spans: found.resource_spans,
             truncated: found.truncated,
@@ -80,7 +80,8 @@ impl Engine {
     /// Looks a trace up in the store that is not ours, and nowhere else.
     pub(crate) async fn external_trace(&self, tenant: &Tenant, request: TraceRequest) -> Result<FoundTrace, QueryError> {
         let max_bytes = self.limits(tenant).max_bytes_per_trace;
-        let Answer::Trace(found) = self.begin().run(tenant, Job::ExternalTrace(request.external(max_bytes))).await? else {
+        let job = Job::ExternalTrace(request.external(max_bytes));
+        let Answer::Trace(found) = self.begin(self.settings.trace_timeout).run(tenant, job).await? else {
             return Err(wrong_kind());
         };
         let TraceAnswer { resource_spans, truncated, inspected_bytes, .. } = found;
@@ -102,7 +103,7 @@ impl Engine {
     /// The trace as it is stored, from recent data and then from blocks, cut at `max_bytes`.
     async fn whole_trace(&self, tenants: &[Tenant], request: TraceRequest, max_bytes: usize) -> Result<TraceAnswer, QueryError> {
         let job = |blocks: Option<Vec<Arc<Meta>>>| Job::Trace(TraceJob { id: request.id, blocks, max_bytes });
-        let query = self.begin();
+        let query = self.begin(self.settings.trace_timeout);
         let mut snapshot = self.snapshot(tenants, request.range);
         let mut combiner = Combiner::new(max_bytes);
         let mut inspected_bytes = 0;

@@ -1,9 +1,15 @@
 //! Texts of refusals, over the whole stack. The single parameters are tested where they are read.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use object_store::ObjectStoreExt as _;
 use regex::Regex;
 
 use super::*;
+use crate::{
+    engine::{QueryError, RecentSource, Units},
+    job::{self, Job, QueryId, Runner},
+};
 
 async fn check(router: &Router, url: &str, status: u16, text: &str) {
     let answer = get(router, url).await;
@@ -145,6 +151,58 @@ async fn deadlines_pass() {
         let queries = families.iter().find(|family| family.name() == "tempo_query_frontend_queries_total").expect("metric");
         let results: Vec<_> = queries.get_metric().iter().map(|metric| metric.get_label()[1].value().to_owned()).collect();
         assert_eq!(results, [result; 3]);
+    }
+}
+
+/// Runs jobs after a pause each, and so many of them; the next never ends.
+#[derive(Debug)]
+struct Slow {
+    units: Units,
+    left: AtomicUsize,
+}
+
+#[async_trait]
+impl Runner for Slow {
+    async fn run(&self, query: QueryId, tenant: &Tenant, job: Job) -> Result<job::Answer, QueryError> {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+            std::future::pending::<()>().await;
+        }
+        self.units.run(query, tenant, job).await
+    }
+}
+
+#[tokio::test]
+async fn a_query_may_take_long_as_long_as_it_gets_on() {
+    let world = World::new();
+    for _ in 0..6 {
+        world.cut(&Tenant::single(), shop()).await;
+    }
+    // Seven jobs of a query, one after the other, take longer than one of them may.
+    let timeout = Duration::from_secs(2);
+    let settings = Settings {
+        search_timeout: timeout,
+        trace_timeout: timeout,
+        concurrent_jobs: 1,
+        metrics_concurrent_jobs: 1,
+        concurrent_shards: 1,
+        ..Settings::default()
+    };
+    for (jobs, status) in [(usize::MAX, 200), (3, 504)] {
+        let urls = ["/api/search?q=%7B.none%3D1%7D", "/api/v2/search/tags", "/api/metrics/query_range?q=%7B%7D%7Crate()"];
+        let asked = urls.map(|url| {
+            let recent: Arc<dyn Recent> = Arc::<FakeRecent>::clone(&world.recent);
+            let (recent, registry) = (RecentSource::Here(recent), Registry::new());
+            let units = Units::new(&settings, world.store.clone(), None, recent, &registry).expect("new");
+            let runner = Arc::new(Slow { units, left: AtomicUsize::new(jobs) });
+            let clock = Arc::new(world.clock.clone());
+            let engine = Engine::over(runner, settings.clone(), world.blocklist.clone(), clock, &registry).expect("new");
+            let router = router(Arc::new(engine), ApiSettings::default());
+            async move { (url, get(&router, url).await) }
+        });
+        for (url, answer) in futures::future::join_all(asked).await {
+            assert_eq!(answer.status.as_u16(), status, "{url}: {}", answer.text());
+        }
     }
 }
 
