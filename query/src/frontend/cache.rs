@@ -127,6 +127,13 @@ mod tests {
         for (start, end) in [(10_100, 12_000), (9_000, 10_100)] {
             assert_eq!(of_block(&asked(&query, start, end, 15)), None, "of this one the range takes a part");
         }
+        let instant = |start: u64, end: u64| {
+            let asked = Asked { start: start * SECOND, end: end * SECOND, instant: true, ..Asked::default() };
+            MetricsRequest::new(Arc::clone(&query), asked, MetricsLimits::default()).expect("valid")
+        };
+        let first = of_block(&instant(9_000, 12_000)).expect("it lies within");
+        assert_eq!(of_block(&instant(9_021, 12_098)).expect("it lies within"), first);
+        assert_eq!(of_block(&instant(10_100, 12_000)), None, "of this one the range takes a part");
         let compare = Arc::new(traceql::parse("{} | compare({ status = error })").expect("legal"));
         assert_eq!(of_block(&asked(&compare, 9_000, 12_000, 15)), None, "what it keeps depends on the number of intervals");
     }

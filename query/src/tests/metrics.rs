@@ -63,6 +63,35 @@ async fn an_instant_has_a_value_for_each_series() {
 }
 
 #[tokio::test]
+async fn an_instant_is_the_same_over_blocks() {
+    let (recent, blocks) = (World::new(), World::new());
+    let tenant = Tenant::single();
+    let spans = || [shop(), vec![service("other", vec![span(7, 7, 0, "other", 30), span(8, 8, 0, "other", 119)])]];
+    for spans in spans() {
+        recent.receive(&tenant, spans);
+    }
+    for spans in spans() {
+        blocks.cut(&tenant, spans).await;
+    }
+    let (recent, blocks) = (recent.router(), blocks.router());
+    for query in [
+        "{} | rate() by (name)",
+        "{} | min_over_time(duration)",
+        "{} | avg_over_time(duration) by (resource.service.name)",
+        "{} | quantile_over_time(duration, .5, .9)",
+        "{} | count_over_time() by (name) | topk(1)",
+        "{} | compare({ name = \"other\" })",
+    ] {
+        // The first range holds both blocks, the others a part of one.
+        for (from, to) in [(120, 0), (100, 0), (120, 20), (60, 29)] {
+            let url = format!("/api/metrics/query?q={}&start={}&end={}", encoded(query), NOW - from, NOW - to);
+            let (expected, found) = (get(&recent, &url).await.json(), get(&blocks, &url).await.json());
+            assert_eq!(found["series"], expected["series"], "{url}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn exemplars_lead_to_traces() {
     let world = World::new();
     world.receive(&Tenant::single(), shop());

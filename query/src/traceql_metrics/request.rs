@@ -180,14 +180,19 @@ impl MetricsRequest {
     }
 
     /// The same query for spans that start between two times, both Unix nanoseconds and included, over no more intervals than these: what
-    /// it counts there does not depend on the range of this query. `None` unless they lie within that range, and for queries whose bounds depend
-    /// on the number of intervals.
+    /// it counts there does not depend on the range of this query. Of an instant query that is its one interval, as short as they are apart.
+    /// `None` unless they lie within that range, and for queries whose bounds depend on the number of intervals.
     pub fn within(&self, start: u64, end: u64) -> Option<Self> {
         let (low, high) = self.window.bounds();
-        if self.asked.instant || self.shape() == Shape::Compare || start <= low || end > high || start > end {
+        if self.shape() == Shape::Compare || start <= low || end > high || start > end {
             return None;
         }
-        let asked = Asked { start, end, step: Some(self.window.step()), aligned: false, ..self.asked };
+        let asked = if self.asked.instant {
+            // The left edge of an interval does not belong to it.
+            Asked { start: start - 1, end, ..self.asked }
+        } else {
+            Asked { start, end, step: Some(self.window.step()), aligned: false, ..self.asked }
+        };
         let part = Self::new(Arc::clone(&self.query), asked, self.limits).ok()?;
         self.offset_of(&part).map(|_| part)
     }
@@ -197,6 +202,10 @@ impl MetricsRequest {
         let (low, high) = self.window.bounds();
         let (part_low, part_high) = part.window.bounds();
         let before = part_low.checked_sub(low).filter(|_| part_high <= high)?;
+        if self.asked.instant {
+            // One interval within another.
+            return part.asked.instant.then_some(0);
+        }
         let fits = self.window.step() == part.window.step() && before % self.window.step() == 0;
         u32::try_from(before / self.window.step()).ok().filter(|_| fits)
     }
