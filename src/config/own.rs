@@ -4,8 +4,9 @@
 //!  JSON ─► nothing unknown, no null ─► as a tenant's entry ─► checked like one, and more strictly ─► Settings
 //! ```
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use dataflow::generator::span_metrics::sanitise;
 use serde_json::{Map, Value as Json};
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
     document, limits,
     scalar::Value,
     schema::{self, Schema, join},
-    settings::{Settings, strings},
+    settings::{Settings, blocks, strings},
     status,
 };
 
@@ -120,6 +121,22 @@ fn stricter(settings: &Settings, forwarders: &[String]) -> Result<(), String> {
     if !matches!(settings.text(key), "" | "dry_run" | "enabled") {
         return Err(format!("{key}: \"{}\" is not one of dry_run, enabled", settings.text(key)));
     }
+    distinct_labels(settings)
+}
+
+/// Refuses two dimensions of span metrics that would be one label, of which only the later would be seen.
+fn distinct_labels(settings: &Settings) -> Result<(), String> {
+    const INTRINSICS: [&str; 5] = ["service", "span_name", "span_kind", "status_code", "status_message"];
+    let key = |name: &str| format!("metrics_generator.processor.span_metrics.{name}");
+    let mappings = blocks(settings.get(&key("dimension_mappings"))).into_iter().map(|mapping| mapping.text("name").to_owned());
+    let mut known: BTreeMap<String, String> = BTreeMap::new();
+    for name in settings.strings(&key("dimensions")).into_iter().chain(mappings) {
+        let label = sanitise(&name);
+        let label = if INTRINSICS.contains(&label.as_str()) { format!("__{label}") } else { label };
+        if let Some(before) = known.insert(label.clone(), name.clone()) {
+            return Err(format!("dimension {name:?} produces label {label:?} which collides with {before:?}"));
+        }
+    }
     Ok(())
 }
 
@@ -225,6 +242,17 @@ mod tests {
         let buckets = json!({"metrics_generator": {"processor": {"service_graphs": {"histogram_buckets": [2, 1]}}}});
         assert!(OwnOverrides::new(buckets, &[]).expect_err("refused").contains("must be strictly increasing"));
         assert!(OwnOverrides::parse(b"{", &[]).is_err());
+        let spans = |spans: Json| json!({"metrics_generator": {"processor": {"span_metrics": spans}}});
+        refused(
+            spans(json!({"dimensions": ["http.method", "http_method"]})),
+            "dimension \"http_method\" produces label \"http_method\" which collides with \"http.method\"",
+        );
+        refused(
+            spans(json!({"dimensions": ["service"], "dimension_mappings": [{"name": "__service", "source_labels": ["a"]}]})),
+            "dimension \"__service\" produces label \"__service\" which collides with \"service\"",
+        );
+        let distinct = json!({"dimensions": ["a.b", "service"], "dimension_mappings": [{"name": "a.c", "source_labels": ["a.b"]}]});
+        assert!(OwnOverrides::new(spans(distinct), &[]).is_ok());
     }
 
     #[test]
