@@ -76,7 +76,7 @@ fn scan<'a>(requests: &'a [Bytes], keys: &Keys) -> (Vec<Resource>, Vec<Scanned<'
             let encoded = entry.resource.of(body).expect("inside");
             let resource = *known.entry(encoded).or_insert_with(|| {
                 let service = attributes::find(encoded, RESOURCE_ATTRIBUTES, b"service.name").and_then(attributes::text);
-                let values = keys.find(encoded, RESOURCE_ATTRIBUTES).into_iter().map(|value| value.map(Box::from)).collect();
+                let values = keys.find_owned(encoded, RESOURCE_ATTRIBUTES);
                 resources.push(Resource { service: service.expect("named").into_owned(), values });
                 resources.len() - 1
             });

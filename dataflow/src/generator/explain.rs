@@ -139,8 +139,7 @@ pub fn explain(settings: &Settings, snapshot: &Snapshot, tenant: &Tenant, segmen
                 (span.resource.of(&segment.body).unwrap_or_default(), span.span.of(&segment.body).unwrap_or_default());
             let mut values = Vec::new();
             let scanned = scan(encoded, &keys, Look::Always, &mut values);
-            let of_resource: Vec<Option<Box<[u8]>>> =
-                keys.find(resource, RESOURCE_ATTRIBUTES).into_iter().map(|value| value.map(Box::from)).collect();
+            let of_resource = keys.find_owned(resource, RESOURCE_ATTRIBUTES);
             let service = attributes::find(resource, RESOURCE_ATTRIBUTES, b"service.name").and_then(attributes::text).unwrap_or_default();
             let first_seen = FirstSeen {
                 trace_id: segment.trace_id,

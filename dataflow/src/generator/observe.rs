@@ -510,7 +510,7 @@ impl Active {
         if let Some(settings) = &self.settings.host_info {
             gauge(span_metrics::host_info(tenant, settings, &self.settings.common, encoded));
         }
-        let values = self.wanted.find(encoded, RESOURCE_ATTRIBUTES).into_iter().map(|value| value.map(Box::from)).collect();
+        let values = self.wanted.find_owned(encoded, RESOURCE_ATTRIBUTES);
         let index = self.resource_list.len() as u32;
         self.resource_list.push(Resource { service, values, gauges, is_utf8 });
         self.resources.insert(encoded.into(), index);

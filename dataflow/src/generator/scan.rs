@@ -47,6 +47,11 @@ impl Keys {
         values
     }
 
+    /// What [`Self::find`] finds, for longer than the message lives.
+    pub fn find_owned(&self, message: &[u8], attributes: u32) -> Vec<Option<Box<[u8]>>> {
+        self.find(message, attributes).into_iter().map(|value| value.map(Box::from)).collect()
+    }
+
     #[inline]
     fn look_at<'a>(&self, attribute: &'a [u8], values: &mut [Option<&'a [u8]>]) {
         // Most keys are not wanted, and nearly all are shorter than 128 bytes and come first.

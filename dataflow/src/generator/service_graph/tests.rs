@@ -68,7 +68,7 @@ impl Sent {
 
     fn push_to(&self, Graph { graph, keys }: &mut Graph) {
         let (resource, span) = self.encode();
-        let of_resource: Vec<_> = keys.find(&resource, RESOURCE_ATTRIBUTES).into_iter().map(|value| value.map(Box::from)).collect();
+        let of_resource = keys.find_owned(&resource, RESOURCE_ATTRIBUTES);
         let seen = FirstSeen {
             trace_id: TraceId([self.trace; 16]),
             span_id: self.id,
