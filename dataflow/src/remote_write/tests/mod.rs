@@ -428,6 +428,8 @@ async fn headers_that_cannot_be_sent_are_counted() {
     let running = Running::start(vec![endpoint(&receiver)], Vec::new(), |_| {});
     let failed = "tempo_metrics_generator_storage_remote_write_update_failed_total";
     running.show(vec![observed(&calls("a"), &[1])]).await;
+    // Headers are asked for when a request is made.
+    running.until("the first collection is there", || receiver.values(CALLS_A).len() == 2).await;
     assert_eq!(running.metric(failed, &["team-a"]), 0);
     running.tenants.0.lock().headers.insert("X-Team".to_owned(), "two\nlines".to_owned());
     running.show(vec![observed(&calls("a"), &[1, 1])]).await;
