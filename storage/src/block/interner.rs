@@ -163,6 +163,16 @@ impl Interner {
         self.ends.clear();
     }
 
+    /// Numbers strings anew: `order` has the old number of each that stays. After that none can be interned until all are forgotten.
+    pub(crate) fn renumber(&mut self, order: &[u32]) {
+        let (mut bytes, mut ends) = (Vec::with_capacity(self.bytes.len()), Vec::with_capacity(order.len()));
+        for &number in order {
+            bytes.extend_from_slice(self.get(number));
+            ends.push(bytes.len());
+        }
+        (self.bytes, self.ends) = (bytes, ends);
+    }
+
     /// The numbers in an order in which strings resemble their neighbours: by length, and then by how they begin. The strings before the first
     /// of `bounds`, which ascend, come as they appeared; those between two bounds stay between them.
     pub(crate) fn sorted(&self, bounds: &[usize]) -> Vec<u32> {

@@ -7,7 +7,7 @@ use parquet::basic::Compression;
 
 use super::{
     super::thrift::{self, DATA_PAGE, DATA_PAGE_V2, DICTIONARY_PAGE, PageHeader},
-    Chunk, Column, Dictionary, Fetched, Values, Wrong,
+    Chunk, Column, Dictionary, Fetched, Strings, Values, Wrong,
     codec::Codecs,
     levels::{self, Frames, Memo},
     spare::Spare,
@@ -84,7 +84,7 @@ impl Decoder {
                 return Ok(None);
             }
             Budget::new(chunk).page(&header)?;
-            read_dictionary(&mut self.dictionary_codecs, chunk, chunk_bytes, &header).map(Some)
+            read_dictionary(&mut self.dictionary_codecs, &mut self.spare, chunk, chunk_bytes, &header).map(Some)
         };
         read().map_err(|what: Wrong| format!("leaf \"{}\": {what}", chunk.name))
     }
@@ -92,6 +92,16 @@ impl Decoder {
     /// Takes levels of a column back that nobody needs any more, for the columns that come next.
     pub(crate) fn give_levels(&mut self, levels: Vec<u8>) {
         self.spare.give_levels(levels);
+    }
+
+    /// The same of codes.
+    pub(crate) fn give_codes(&mut self, codes: Vec<u32>) {
+        self.spare.give_codes(codes);
+    }
+
+    /// The same of a dictionary.
+    pub(crate) fn give_dictionary(&mut self, dictionary: Arc<Strings>) {
+        self.spare.give_dictionary(dictionary);
     }
 
     /// The same of values.
@@ -198,7 +208,7 @@ impl Decoder {
         };
         column.entries += selected.len();
         let coded = matches!(header.encoding, RLE_DICTIONARY | PLAIN_DICTIONARY) && !values.is_empty();
-        let dictionary = if coded { known.get(&mut self.dictionary_codecs, chunk)? } else { None };
+        let dictionary = if coded { known.get(&mut self.dictionary_codecs, &mut self.spare, chunk)? } else { None };
         if column.values.is_empty() {
             let none = Values::none(chunk.physical)?;
             column.values = match dictionary {
@@ -258,18 +268,18 @@ impl<'a> Sections<'a> {
     }
 }
 
-fn read_dictionary(codecs: &mut Codecs, chunk: &Chunk, page: &[u8], header: &PageHeader) -> Result<Dictionary, Wrong> {
+fn read_dictionary(codecs: &mut Codecs, spare: &mut Spare, chunk: &Chunk, page: &[u8], header: &PageHeader) -> Result<Dictionary, Wrong> {
     if !matches!(header.encoding, PLAIN | PLAIN_DICTIONARY) {
         return Err(format!("its dictionary has the encoding {}", header.encoding));
     }
     let body = codecs.expand(chunk.codec, stored(page, header)?, header.sizes.uncompressed)?;
-    Dictionary::read(chunk.physical, body, header.sizes.values)
+    Dictionary::read(chunk.physical, body, header.sizes.values, spare)
 }
 
 impl Known<'_> {
-    fn get(&mut self, codecs: &mut Codecs, chunk: &Chunk) -> Result<Option<&Dictionary>, Wrong> {
+    fn get(&mut self, codecs: &mut Codecs, spare: &mut Spare, chunk: &Chunk) -> Result<Option<&Dictionary>, Wrong> {
         if let Self::Page(page, header) = self {
-            *self = Self::Dictionary(read_dictionary(codecs, chunk, page, header)?);
+            *self = Self::Dictionary(read_dictionary(codecs, spare, chunk, page, header)?);
         }
         Ok(if let Self::Dictionary(dictionary) = self { Some(dictionary) } else { None })
     }

@@ -7,6 +7,7 @@ use parquet::basic::Type as Physical;
 use super::{
     super::decoding::{Hybrid, delta, delta_strings, fixed},
     Wrong,
+    spare::Spare,
 };
 
 /// Parquet's numbers of encodings.
@@ -48,6 +49,11 @@ impl Strings {
     /// Bytes of memory that they take, about.
     pub(crate) fn memory(&self) -> usize {
         self.bytes.len() + 4 * self.ends.len()
+    }
+
+    /// The same with what is free of it.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity() + 4 * self.ends.capacity()
     }
 
     /// No strings, in the same memory.
@@ -105,18 +111,17 @@ impl Strings {
         Ok(())
     }
 
-    /// `count` strings in the encoding PLAIN.
-    pub(super) fn plain(mut input: &[u8], count: usize) -> Result<Self, Wrong> {
-        let mut strings = Self::default();
+    /// `count` strings in the encoding PLAIN, in the memory of these, which are none.
+    fn plain(mut self, mut input: &[u8], count: usize) -> Result<Self, Wrong> {
         // Every string has four bytes of length.
-        strings.ends.reserve(count.min(input.len() / 4));
-        strings.bytes.reserve(input.len().saturating_sub(4 * count));
+        self.ends.reserve(count.min(input.len() / 4));
+        self.bytes.reserve(input.len().saturating_sub(4 * count));
         for _ in 0..count {
             let (string, rest) = plain_string(input).ok_or(TORN)?;
-            strings.push(string)?;
+            self.push(string)?;
             input = rest;
         }
-        Ok(strings)
+        Ok(self)
     }
 }
 
@@ -158,9 +163,9 @@ pub enum Dictionary {
 
 impl Dictionary {
     /// Reads the body of a dictionary page.
-    pub(super) fn read(physical: Physical, input: &[u8], count: usize) -> Result<Self, Wrong> {
+    pub(super) fn read(physical: Physical, input: &[u8], count: usize, spare: &mut Spare) -> Result<Self, Wrong> {
         Ok(match physical {
-            Physical::BYTE_ARRAY => Self::Strings(Arc::new(Strings::plain(input, count)?)),
+            Physical::BYTE_ARRAY => Self::Strings(Arc::new(spare.dictionary(input.len()).plain(input, count)?)),
             Physical::INT32 => {
                 Self::Long(Arc::new(fixed(input, 0..count).ok_or(TORN)?.map(|word| i32::from_le_bytes(word).into()).collect()))
             }

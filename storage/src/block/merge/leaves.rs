@@ -1,12 +1,13 @@
 //! One leaf after the other: decoded from all parts, gathered, written as a chunk. What one thread of a merge does.
 //!
 //! ```text
-//!  part 0 ─ Decoder ─► codes 0 … ─┐
-//!  part 1 ─ Decoder ─► codes 1 … ─┴─ runs ─► codes of the new dictionary ─ ChunkWriter ─► Chunk
+//!  part 0 ─ Decoder ─► codes ─ table ─► numbers 0 … ─┐
+//!  part 1 ─ Decoder ─► codes ─ table ─► numbers 1 … ─┴─ runs ─► codes of the new dictionary ─ ChunkWriter ─► Chunk
 //! ```
 //!
-//! A string of an input's dictionary is looked up in the new one once, when the first of its codes comes by; after that codes are
-//! replaced by codes. Shapes and what was gathered for them are kept from leaf to leaf, because most leaves of a list share them.
+//! A string of an input's dictionary is looked up once, when the first of its codes comes by; after that codes are replaced by numbers. So
+//! one dictionary is in memory at a time, not those of all parts. Numbers become codes in the order in which they are written, as if the
+//! rows had never been in several blocks. Shapes and what was gathered for them are kept from leaf to leaf, because most leaves of a list share them.
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
@@ -77,6 +78,13 @@ impl EncodedPage {
     }
 }
 
+/// In the place of a number that is not known yet.
+const UNKNOWN: u32 = u32::MAX;
+
+fn wrong_type(task: &Task, leaf: usize, part: usize) -> Failure {
+    Failure::Part(part as u32, format!("leaf \"{}\" has the wrong type", task.job.roles.schema.leaves[leaf].name))
+}
+
 /// See the module documentation.
 pub(super) struct Worker {
     decoder: Decoder,
@@ -85,6 +93,10 @@ pub(super) struct Worker {
     gathered: VecDeque<Arc<Gathered>>,
     interner: Interner,
     codes: Vec<u32>,
+    /// Numbers by the codes of a part.
+    table: Vec<u32>,
+    /// Codes by numbers.
+    renumbered: Vec<u32>,
     lengths: Vec<i64>,
     bytes: Vec<u8>,
     integers: Vec<i64>,
@@ -101,6 +113,8 @@ impl Worker {
             gathered: VecDeque::new(),
             interner: Interner::default(),
             codes: Vec::new(),
+            table: Vec::new(),
+            renumbered: Vec::new(),
             lengths: Vec::new(),
             bytes: Vec::new(),
             integers: Vec::new(),
@@ -127,27 +141,81 @@ impl Worker {
 
     /// Decodes a leaf of all parts. Parts without rows have none.
     pub(super) fn decode(&mut self, windows: &[Arc<Window>], rows: &[Range<u32>], leaf: usize) -> Result<Vec<Decoded>, Failure> {
-        let mut decoded = Vec::with_capacity(rows.len() + 1);
-        for (part, (window, rows)) in windows.iter().zip(rows).enumerate() {
-            if rows.is_empty() {
-                let shape = Arc::new(Shape::new(Vec::new(), Vec::new(), 0, 0));
-                decoded.push(Decoded { shape, values: Values::Long(Vec::new()), first: rows.start });
-                continue;
-            }
-            let wrong = |what: String| Failure::Part(part as u32, what);
-            let column = window.column(&mut self.decoder, leaf, rows).map_err(wrong)?;
-            let Column { repetition, definition, values, max_definition, entries, .. } = column;
-            let shape = self.shape(repetition, definition, max_definition, entries);
-            if shape.rows() != rows.len() || shape.count() != values.len() {
-                return Err(wrong(format!("leaf {leaf} has other levels than rows and values")));
-            }
-            decoded.push(Decoded { shape, values, first: rows.start });
+        let parts = windows.iter().zip(rows).enumerate();
+        let decoded = parts.map(|(part, (window, rows))| self.decode_part(part, window, rows, leaf)).collect();
+        self.forget_shapes(windows.len());
+        decoded
+    }
+
+    fn decode_part(&mut self, part: usize, window: &Window, rows: &Range<u32>, leaf: usize) -> Result<Decoded, Failure> {
+        if rows.is_empty() {
+            let shape = Arc::new(Shape::new(Vec::new(), Vec::new(), 0, 0));
+            return Ok(Decoded { shape, values: Values::Long(Vec::new()), first: rows.start });
         }
-        // Room for the shapes of as many leaves, of all parts.
-        while self.shapes.len() > KEPT * windows.len() {
+        let wrong = |what: String| Failure::Part(part as u32, what);
+        let column = window.column(&mut self.decoder, leaf, rows).map_err(wrong)?;
+        let Column { repetition, definition, values, max_definition, entries, .. } = column;
+        let shape = self.shape(repetition, definition, max_definition, entries);
+        if shape.rows() != rows.len() || shape.count() != values.len() {
+            return Err(wrong(format!("leaf {leaf} has other levels than rows and values")));
+        }
+        Ok(Decoded { shape, values, first: rows.start })
+    }
+
+    /// Keeps the shapes of a few leaves, of all parts.
+    fn forget_shapes(&mut self, parts: usize) {
+        while self.shapes.len() > KEPT * parts {
             self.forget_shape();
         }
-        Ok(decoded)
+    }
+
+    /// The same, and takes the strings out: there are numbers of the interner in their place. Those of parts without any are none.
+    fn decode_numbers(&mut self, task: &Task, leaf: usize) -> Result<(Vec<Decoded>, Vec<Vec<u32>>), Failure> {
+        let windows = &task.job.plan.parts;
+        // Parts of one row group come together: they share a dictionary.
+        let mut order: Vec<usize> = (0..windows.len()).collect();
+        order.sort_by_key(|&part| windows[part].group());
+        let mut all: Vec<_> = windows.iter().map(|_| None).collect();
+        let mut last = None;
+        for part in order {
+            let mut decoded = self.decode_part(part, &windows[part], &task.rows[part], leaf)?;
+            let numbers = self.number(&mut decoded.values, &mut last).ok_or_else(|| wrong_type(task, leaf, part))?;
+            all[part] = Some((decoded, numbers));
+        }
+        if let Some(last) = last {
+            self.decoder.give_dictionary(last);
+        }
+        self.forget_shapes(windows.len());
+        Ok(all.into_iter().flatten().unzip())
+    }
+
+    /// The numbers of strings, which are gone after that; none if these are no strings. `last` is the dictionary that the table is for.
+    fn number(&mut self, values: &mut Values, last: &mut Option<Arc<Strings>>) -> Option<Vec<u32>> {
+        match std::mem::replace(values, Values::Long(Vec::new())) {
+            Values::Codes { mut codes, dictionary } => {
+                if !last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &dictionary)) {
+                    self.table.clear();
+                    self.table.resize(dictionary.len(), UNKNOWN);
+                    if let Some(before) = last.replace(Arc::clone(&dictionary)) {
+                        self.decoder.give_dictionary(before);
+                    }
+                }
+                for code in &mut codes {
+                    let number = &mut self.table[*code as usize];
+                    if *number == UNKNOWN {
+                        *number = self.interner.intern(dictionary.get(*code as usize)).0;
+                    }
+                    *code = *number;
+                }
+                Some(codes)
+            }
+            Values::Bytes(strings) => {
+                let numbers = strings.iter().map(|string| self.interner.intern(string).0).collect();
+                self.decoder.give_values(Values::Bytes(strings));
+                Some(numbers)
+            }
+            values => values.is_empty().then(Vec::new),
+        }
     }
 
     /// Takes memory of decoded rows back, for those that come next.
@@ -195,10 +263,16 @@ impl Worker {
         let info = &roles.schema.leaves[leaf];
         let list = &roles.schema.lists[info.list];
         let max = (list.repetition, list.definition + u8::from(info.optional));
-        let mut decoded = self.decode(&plan.parts, &task.rows, leaf)?;
+        self.interner.clear();
+        let coded = info.layout == Layout::Dictionary;
+        let (mut decoded, mut numbers) =
+            if coded { self.decode_numbers(task, leaf)? } else { (self.decode(&plan.parts, &task.rows, leaf)?, Vec::new()) };
         let depth = roles.depth[leaf];
         let origin = match computed {
-            Some(computed) => {
+            Some(mut computed) => {
+                if coded {
+                    numbers.push(self.number(&mut computed.values, &mut None).ok_or_else(|| wrong_type(task, leaf, decoded.len()))?);
+                }
                 decoded.push(computed);
                 Origin::Part(decoded.len() as u32 - 1)
             }
@@ -207,46 +281,25 @@ impl Worker {
         };
         let gathered = self.gathered(task, &decoded, origin, max)?;
         let mut writer = ChunkWriter::default();
-        self.interner.clear();
-        // Codes of the new dictionary by codes of the old ones, where they are known; parts of one row group share a dictionary.
-        let mut codes: Vec<(&Arc<Strings>, Vec<u32>)> = Vec::new();
-        let mut codes_of = vec![0; decoded.len()];
-        if info.layout == Layout::Dictionary {
-            for (part, decoded) in decoded.iter().enumerate() {
-                let Values::Codes { dictionary, .. } = &decoded.values else { continue };
-                let known = codes.iter().position(|(known, _)| Arc::ptr_eq(known, dictionary));
-                codes_of[part] = known.unwrap_or(codes.len());
-                if known.is_none() {
-                    codes.push((dictionary, vec![u32::MAX; dictionary.len()]));
-                }
-            }
-        }
+        self.renumbered.clear();
+        self.renumbered.resize(self.interner.len(), UNKNOWN);
+        // The number of each code.
+        let mut order = Vec::new();
         for page in &gathered.pages {
             let levels = EncodedLevels { repetition: &page.repetition, definition: &page.definition };
-            let mismatch = |part: u32| Failure::Part(part, format!("leaf \"{}\" has the wrong type", info.name));
+            let mismatch = |part: u32| wrong_type(task, leaf, part as usize);
             let values = match (info.layout, info.physical) {
                 (Layout::Dictionary, _) => {
                     self.codes.clear();
                     self.codes.reserve(page.values);
                     for run in &page.runs {
-                        let range = run.range();
-                        match &decoded[run.part as usize].values {
-                            Values::Codes { codes: old, dictionary } => {
-                                let new = &mut codes[codes_of[run.part as usize]].1;
-                                for &code in &old[range] {
-                                    let known = &mut new[code as usize];
-                                    if *known == u32::MAX {
-                                        *known = self.interner.intern(dictionary.get(code as usize)).0;
-                                    }
-                                    self.codes.push(*known);
-                                }
+                        for &number in &numbers[run.part as usize][run.range()] {
+                            let code = &mut self.renumbered[number as usize];
+                            if *code == UNKNOWN {
+                                *code = order.len() as u32;
+                                order.push(number);
                             }
-                            Values::Bytes(strings) => {
-                                for at in range {
-                                    self.codes.push(self.interner.intern(strings.get(at)).0);
-                                }
-                            }
-                            _ => return Err(mismatch(run.part)),
+                            self.codes.push(*code);
                         }
                     }
                     Written::Codes(&self.codes)
@@ -289,12 +342,13 @@ impl Worker {
                     Written::Integers(&self.integers)
                 }
             };
-            let strings = self.interner.len();
+            let strings = order.len();
             writer.page(info, &mut self.press, (page.rows, page.entries), levels, values, strings).map_err(Failure::Write)?;
         }
-        drop(codes);
+        numbers.into_iter().for_each(|numbers| self.decoder.give_codes(numbers));
         self.give(decoded);
-        let dictionary = (info.layout == Layout::Dictionary).then_some(&self.interner);
+        self.interner.renumber(&order);
+        let dictionary = coded.then_some(&self.interner);
         writer.finish(info, &mut self.press, dictionary).map_err(Failure::Write)
     }
 }

@@ -79,7 +79,7 @@ impl Allowance {
 
     /// Keeps a dictionary if there is room.
     fn keep(self: &Arc<Self>, dictionary: &Arc<Strings>) -> Option<Kept> {
-        let bytes = dictionary.memory();
+        let bytes = dictionary.capacity();
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).ok()?;
         Some(Kept { _dictionary: Arc::clone(dictionary), bytes, allowance: Arc::clone(self) })
     }
@@ -147,6 +147,11 @@ impl Window {
             }
         }
         Ok(column)
+    }
+
+    /// A number that windows of the same row group have in common, and no others.
+    pub(super) fn group(&self) -> usize {
+        Arc::as_ptr(&self.layout).addr()
     }
 
     /// The error that something is wrong with this input.
