@@ -139,11 +139,15 @@ const RUN: &str = "MERGE_BENCH_RUN";
 fn memory(megabytes: u64) {
     let folder = std::env::temp_dir().join(format!("rubato-merge-{megabytes}"));
     if let Ok(run) = std::env::var(RUN) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+        // As the binary's compactor has it.
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).max_blocking_threads(2).enable_all().build().expect("runtime");
         return runtime.block_on(alone(&folder, megabytes, &run));
     }
     let start = |run: &str| {
         let mut process = std::process::Command::new(std::env::current_exe().expect("this bench"));
+        // As the binary does.
+        process.env("MIMALLOC_PURGE_DELAY", "0");
         let status = process.args(std::env::args().skip(1)).env(RUN, run).status().expect("a process");
         assert!(status.success(), "{run}");
     };

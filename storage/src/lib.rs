@@ -12,6 +12,8 @@
 //!
 //! Nothing here knows of HTTP, gRPC, timely or TraceQL; `ingest`, `dataflow` and `query` stand on this crate and not on each other.
 
+#![forbid(unsafe_code)]
+
 pub mod backend;
 pub mod block;
 pub mod blocklist;

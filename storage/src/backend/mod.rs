@@ -56,6 +56,7 @@ pub use self::{
 pub(crate) use self::{
     listing::sort,
     read::{JOIN_GAP, JOIN_MAX, join},
+    upload::UPLOAD_BYTES,
 };
 
 /// Requests of one operation that are under way at the same time.

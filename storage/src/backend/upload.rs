@@ -30,12 +30,19 @@ pub(super) struct Parts {
     pub(super) in_flight: usize,
 }
 
-impl Default for Parts {
+impl Parts {
     /// Large enough for the largest block that compaction makes: 10,000 parts are more than 100 GiB.
+    const DEFAULT: Self = Self { bytes: 12 << 20, in_flight: 2 };
+}
+
+impl Default for Parts {
     fn default() -> Self {
-        Self { bytes: 12 << 20, in_flight: 2 }
+        Self::DEFAULT
     }
 }
+
+/// What an upload holds at most: the parts under way and the one that is filled.
+pub(crate) const UPLOAD_BYTES: u64 = (Parts::DEFAULT.bytes * (Parts::DEFAULT.in_flight + 1)) as u64;
 
 /// An object on its way to the bucket. It exists once [`Upload::finish`] has returned. Dropped before that, what was sent is thrown away
 /// in the background; [`Upload::abort`] waits for it.

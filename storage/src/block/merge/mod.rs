@@ -15,6 +15,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `budget` | what each of these may hold |
 //! | `source` | an input as windows of rows, by ranges |
 //! | `plan` | which rows come next |
 //! | `roles` | what the leaves of a version are |
@@ -25,12 +26,11 @@
 //!
 //! Three row groups are under way at a time: one is fetched and planned, one encoded, one uploaded. What they hold is limited by
 //! [`Settings::memory_bytes`]: windows by their compressed bytes, row groups by those and by what their largest leaf takes in memory, and
-//! decoded dictionaries that wait for the next row group by their bytes. A single row larger than that is taken as it is. Beside the
-//! budget are the parts of the upload and, of inputs with large row groups, the dictionaries: a compressed one for every leaf, and the
-//! decoded ones of the leaf that each thread is at.
+//! decoded dictionaries that wait for the next row group by their bytes. A single row larger than that is taken as it is.
 //!
 //! Row groups are cut at about [`ROW_GROUP_BYTES`], far below Tempo's estimate, because a look-up reads the ids of one.
 
+mod budget;
 mod combine;
 mod facts;
 mod group;
@@ -54,6 +54,7 @@ use futures::{
 };
 
 use self::{
+    budget::Budget,
     group::{Counts, Encoded, Job},
     leaves::Failure,
     plan::{Cost, Halt, Plan, Queue, extend},
@@ -84,7 +85,7 @@ pub struct Settings {
     /// Largest Σ over the rows of one trace (per leaf value 1, plus the length of byte arrays) that is combined; 0: no limit
     /// (block-format.md §13.3).
     pub max_bytes_per_trace: usize,
-    /// Bytes that the merge may hold at a time, about.
+    /// Resident bytes that the merge may take, about; more if the dictionaries of the inputs' row groups alone take half of them.
     pub memory_bytes: usize,
     /// Threads that encode.
     pub threads: usize,
@@ -115,19 +116,12 @@ pub async fn merge(store: &Store, inputs: &[Arc<Meta>], output: BlockId, setting
     let readers = try_join_all(inputs.iter().map(|meta| Reader::open(store, Arc::clone(meta)))).await?;
     let dedicated_columns = columns_of_all(&readers, output)?;
     let roles = Arc::new(Roles::of(format, &dedicated_columns));
-    let share = |parts: usize| (settings.memory_bytes / parts.max(1)) as u64;
-    // Of a source, windows may be held by the row group that is encoded and by the one that is planned, and each may touch two.
-    let budget = share(8 * inputs.len()).max(64 << 10);
-    let limit = Cost {
-        stored: ROW_GROUP_BYTES.min(share(16)).max(1),
-        raw: share(4 * settings.threads.max(1)).max(1),
-        estimate: settings.block.row_group_size_bytes.max(1) as u64,
-    };
+    let budget = Budget::new(settings, readers.iter().map(|reader| &**reader.footer()));
     let leaves = roles.schema.leaves.len();
-    let allowance = Arc::new(Allowance::new(share(8) as usize));
-    let source = |reader| Source::new(store, reader, leaves, roles.trace_id, budget, Arc::clone(&allowance));
+    let allowance = Arc::new(Allowance::new(budget.dictionaries));
+    let source = |reader| Source::new(store, reader, leaves, roles.trace_id, budget.window, Arc::clone(&allowance));
     let sources = readers.into_iter().map(source).collect();
-    let mut input = Input { sources, queues: inputs.iter().map(|_| Queue::default()).collect(), limit };
+    let mut input = Input { sources, queues: inputs.iter().map(|_| Queue::default()).collect(), limit: budget.row_group };
     let mut written = Written {
         format,
         meta: Meta {

@@ -636,7 +636,7 @@ async fn a_process_that_merges_takes_little_more_than_the_budget() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "the test was found");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "run by a_process_that_merges_takes_little_more_than_the_budget"]
 async fn a_merge_in_a_process_of_its_own() {
     /// Bytes; none where the system does not say.
@@ -651,7 +651,7 @@ async fn a_merge_in_a_process_of_its_own() {
         inputs.push(Arc::new(store.meta(&Tenant::single(), BlockId::from_u128(id)).await.expect("get").expect("a block")));
     }
     let size: u64 = inputs.iter().map(|meta| meta.size).sum();
-    let budget = 32 << 20;
+    let budget = 96 << 20;
     let before = peak();
     let merged = merge(&store, &inputs, BlockId::from_u128(10), &Settings { memory_bytes: budget, ..settings() }).await.expect("merge");
     assert_eq!(merged.meta.total_objects, 8000);
@@ -659,8 +659,8 @@ async fn a_merge_in_a_process_of_its_own() {
         eprintln!("skipped: this system does not say how much memory a process takes");
         return;
     };
-    // Parts of the output that are on their way to the bucket are beside the budget, and so is what the allocator does not give back.
-    let limit = 6 * budget as u64;
+    // The system's allocator keeps some of what other threads have read.
+    let limit = 9 * budget as u64 / 4;
     assert!(size > limit * 3 / 2, "{size} bytes of input do not show anything");
     let grown = after.saturating_sub(before);
     assert!(grown < limit, "grew by {grown} bytes while merging {size} bytes with a budget of {budget}");
