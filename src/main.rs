@@ -3,6 +3,7 @@
 //! `rubato [flags]` runs the process; a first argument that is a known word (`rubato load …`) is a tool. Everything from the flags to the running process is
 //! in this package; the crates know nothing of files, flags or the environment.
 
+mod allocator;
 mod app;
 mod auth;
 mod blocks;
@@ -43,10 +44,6 @@ use std::{io::Write as _, path::Path, process::ExitCode};
 
 use clap::Parser;
 
-// Batches are freed by other threads than those that allocated them; the system's allocator keeps such memory for long.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The tools beside the server.
 #[derive(Debug, Parser)]
 #[command(name = "rubato", disable_help_subcommand = true)]
@@ -67,6 +64,7 @@ enum Tool {
 const TOOLS: &[&str] = &["load", "blocks", "trace", "query", "config"];
 
 fn main() -> ExitCode {
+    allocator::free_at_once();
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.peek().is_some_and(|first| TOOLS.contains(&first.as_str())) {
         return run_tool();

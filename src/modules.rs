@@ -258,6 +258,12 @@ async fn reload_overrides(app: &mut App) -> anyhow::Result<()> {
     user_overrides::start(app).await
 }
 
+/// Bytes below which the compactor has one job at a time.
+const TWO_JOBS: u64 = 512 << 20;
+
+/// Threads on which the compactor reads files and decodes what it needs at once.
+const READERS: usize = 2;
+
 /// Compacts blocks and deletes old ones, unless it is disabled.
 fn compact(app: &mut App, store: &Store, blocklist: &Blocklist, ownership: Arc<dyn Ownership>) -> anyhow::Result<()> {
     let config = &app.config.compactor;
@@ -270,16 +276,17 @@ fn compact(app: &mut App, store: &Store, blocklist: &Blocklist, ownership: Arc<d
         block: block_settings(&app.config.storage.block)?,
         memory_bytes: usize::try_from(app.sizes.compactor_bytes)?,
         threads,
-        // One that waits for the bucket, and one that works meanwhile.
-        jobs: config.jobs.unwrap_or(threads.clamp(1, 2)),
+        // One that waits for the bucket, and one that works meanwhile, if there is memory for both.
+        jobs: config.jobs.unwrap_or(if app.sizes.compactor_bytes < TWO_JOBS { 1 } else { threads.clamp(1, 2) }),
         ..config.settings.clone()
     };
     let limits = Arc::new(TenantLimits(Arc::clone(&app.overrides)));
     let (store, blocklist, clock) = (store.clone(), blocklist.clone(), Arc::clone(&app.clock));
     let compactor = Compactor::new(settings, store, blocklist, ownership, limits, clock, &app.registry)?;
+    // Of its own: choosing among many blocks takes its time; and what many threads have read, each in memory of its own, stays resident.
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).max_blocking_threads(READERS).thread_name("compactor").enable_all().build()?;
     app.spawn("compactor", move |mut shutdown| async move {
-        // On a thread of its own: choosing among many blocks takes its time.
-        let runtime = tokio::runtime::Handle::current();
         let work = move || {
             runtime.block_on(async {
                 tokio::select! {

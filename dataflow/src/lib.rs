@@ -19,6 +19,8 @@
 //! Workers own their threads and their state. Other threads talk to them through bounded queues only: [`Dataflow`] asks a worker for
 //! recent traces and the worker answers between two steps.
 
+#![forbid(unsafe_code)]
+
 mod batch;
 pub mod cluster;
 mod commit;

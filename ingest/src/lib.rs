@@ -23,6 +23,8 @@
 //! * Bytes of requests in memory never exceed the [`Budget`], whatever the senders do, but for a constant per connection.
 //! * Every refused span is counted in `tempo_discarded_spans_total`, every refused request in `rubato_ingest_refused_requests_total`.
 
+#![forbid(unsafe_code)]
+
 mod body;
 pub mod budget;
 mod compression;

@@ -10,6 +10,8 @@
 //! Deliberately absent: nothing here writes, nothing here knows timely, and nothing here lists the bucket while a query runs. How an answer is
 //! complete although data moves meanwhile, and although the list of blocks may be old, is told in [`engine`].
 
+#![forbid(unsafe_code)]
+
 pub mod api;
 pub mod columns;
 pub mod engine;

@@ -3,7 +3,7 @@
 //! The latter are Rubato's own: `min_input_blocks`, `max_input_blocks` and `max_compaction_level` as Tempo 3.0 names them;
 //! `max_small_input_blocks` in place of `max_input_blocks` as long as the inputs are no more than `small_bytes` (0: never); a job of level 0
 //! that could still grow waits `patience_cycles` times `compaction_cycle`, and four times longer on each further level (0: never); `jobs` at
-//! the same time (0: decided by the CPUs); a claim of another compactor is given up for it after `claim_timeout`; unfinished uploads stay for
+//! the same time (0: decided by CPUs and memory); a claim of another compactor is given up for it after `claim_timeout`; unfinished uploads stay for
 //! `garbage_age`.
 
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub(crate) struct Compactor {
     pub(crate) disabled: bool,
     /// Everything but what depends on the machine and on other keys.
     pub(crate) settings: compactor::Settings,
-    /// Jobs at the same time; none is decided by the CPUs.
+    /// Jobs at the same time; none is decided by CPUs and memory.
     pub(crate) jobs: Option<usize>,
 }
 
