@@ -64,7 +64,6 @@ enum Tool {
 const TOOLS: &[&str] = &["load", "blocks", "trace", "query", "config"];
 
 fn main() -> ExitCode {
-    allocator::free_at_once();
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.peek().is_some_and(|first| TOOLS.contains(&first.as_str())) {
         return run_tool();

@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
+    allocator,
     app::{App, watch_overrides},
     config::{Backend, Config, KvStore, Overrides},
     generator,
@@ -264,6 +265,16 @@ const TWO_JOBS: u64 = 512 << 20;
 /// Threads on which the compactor reads files and decodes what it needs at once.
 const READERS: usize = 2;
 
+/// Memory is given back at once while blocks are merged.
+#[derive(Debug)]
+struct Frugal;
+
+impl compactor::Watcher for Frugal {
+    fn merging(&self, any: bool) {
+        allocator::give_back_at_once(any);
+    }
+}
+
 /// Compacts blocks and deletes old ones, unless it is disabled.
 fn compact(app: &mut App, store: &Store, blocklist: &Blocklist, ownership: Arc<dyn Ownership>) -> anyhow::Result<()> {
     let config = &app.config.compactor;
@@ -282,7 +293,7 @@ fn compact(app: &mut App, store: &Store, blocklist: &Blocklist, ownership: Arc<d
     };
     let limits = Arc::new(TenantLimits(Arc::clone(&app.overrides)));
     let (store, blocklist, clock) = (store.clone(), blocklist.clone(), Arc::clone(&app.clock));
-    let compactor = Compactor::new(settings, store, blocklist, ownership, limits, clock, &app.registry)?;
+    let compactor = Compactor::new(settings, store, blocklist, ownership, limits, clock, &app.registry)?.watched_by(Frugal);
     // Of its own: choosing among many blocks takes its time; and what many threads have read, each in memory of its own, stays resident.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).max_blocking_threads(READERS).thread_name("compactor").enable_all().build()?;

@@ -267,6 +267,48 @@ pub enum CompactError {
     },
 }
 
+/// Told when the first of the running merges begins, and when the last one has ended. A merge uses and frees arrays of megabytes all the
+/// time, which an allocator may want to know.
+pub trait Watcher: Debug + Send + Sync {
+    /// Whether merges run from now on.
+    fn merging(&self, any: bool);
+}
+
+/// Nobody wants to know.
+impl Watcher for () {
+    fn merging(&self, _any: bool) {}
+}
+
+/// The jobs that run. Whoever watches is told under the lock, so that what it is told last is so.
+#[derive(Debug, Default)]
+struct Running(Mutex<usize>);
+
+/// A job that runs until this is dropped.
+struct Begun<'c>(&'c Compactor);
+
+impl<'c> Begun<'c> {
+    fn new(compactor: &'c Compactor) -> Self {
+        let mut running = compactor.running.0.lock();
+        *running += 1;
+        compactor.metrics.running.inc();
+        if *running == 1 {
+            compactor.watcher.merging(true);
+        }
+        Self(compactor)
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        let mut running = self.0.running.0.lock();
+        *running -= 1;
+        self.0.metrics.running.dec();
+        if *running == 0 {
+            self.0.watcher.merging(false);
+        }
+    }
+}
+
 /// What one cycle did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cycle {
@@ -289,6 +331,8 @@ pub struct Compactor {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     merge: Box<dyn Merge>,
+    watcher: Box<dyn Watcher>,
+    running: Running,
     state: Mutex<State>,
 }
 
@@ -318,8 +362,15 @@ impl Compactor {
         registry: &Registry,
     ) -> prometheus::Result<Self> {
         let metrics = Metrics::new(registry)?;
-        let state = Mutex::default();
-        Ok(Self { settings, store, blocklist, ownership, overrides, clock, metrics, merge: Box::new(Columns), state })
+        let (merge, watcher) = (Box::new(Columns), Box::new(()));
+        let (running, state) = (Running::default(), Mutex::default());
+        Ok(Self { settings, store, blocklist, ownership, overrides, clock, metrics, merge, watcher, running, state })
+    }
+
+    /// The same with somebody who is told of merges.
+    #[must_use]
+    pub fn watched_by(self, watcher: impl Watcher + 'static) -> Self {
+        Self { watcher: Box::new(watcher), ..self }
     }
 
     /// Compacts and retains until it is dropped, which is as safe as everything else that can happen to it.
@@ -424,9 +475,9 @@ impl Compactor {
             clock: &*self.clock,
         };
         let began = Instant::now();
-        self.metrics.running.inc();
+        let running = Begun::new(self);
         let outcome = runner.run(job, &limits).await;
-        self.metrics.running.dec();
+        drop(running);
         match outcome {
             Ok(outcome) => {
                 self.metrics.jobs.with_label_values(&[outcome.name()]).inc();

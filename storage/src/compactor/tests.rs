@@ -43,6 +43,33 @@ async fn blocks_become_one_and_their_inputs_are_deleted_an_hour_later() {
 }
 
 #[tokio::test]
+async fn whoever_watches_is_told_of_the_first_merge_and_the_last() {
+    #[derive(Clone, Debug, Default)]
+    struct Told(Arc<Mutex<Vec<bool>>>);
+    impl Watcher for Told {
+        fn merging(&self, any: bool) {
+            self.0.lock().push(any);
+        }
+    }
+    let mut world = World::new();
+    world.ingest_blocks(4).await;
+    let mut process = world.process(Settings { jobs: 2, ..pairs("a") });
+    let told = Told::default();
+    process.compactor.watcher = Box::new(told.clone());
+    process.poll(i64::MAX).await.expect("poll");
+    let compactor = &process.compactor;
+    let (first, second) = (Begun::new(compactor), Begun::new(compactor));
+    drop(first);
+    assert_eq!(*told.0.lock(), [true], "one is left");
+    drop(second);
+    assert_eq!(*told.0.lock(), [true, false]);
+
+    assert_eq!(compactor.cycle().await.compacted, 3);
+    let told = told.0.lock().clone();
+    assert!(told.len() > 2 && told.chunks(2).all(|pair| pair == [true, false]), "{told:?}");
+}
+
+#[tokio::test]
 async fn expired_blocks_go_in_two_steps() {
     let mut world = World::new();
     world.ingest(&[1], |meta| meta.end_time -= 4 * 3600).await;
