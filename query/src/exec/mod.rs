@@ -73,8 +73,8 @@ impl Exec {
         Ok(match pipeline::run(self.query.pipeline(), batch, begin)? {
             Left::All => None,
             Left::Mask(mask) => {
-                let spans: Vec<u32> = mask.iter().zip(0..).filter_map(|(holds, span)| holds.then_some(span)).collect();
-                (spans.len() < mask.len()).then_some(spans)
+                let count = mask.iter().map(|holds| usize::from(*holds)).sum::<usize>();
+                (count < mask.len()).then(|| spans_of(&mask, count))
             }
             Left::Spansets(mut spansets) => {
                 spansets.spans.sort_unstable();
@@ -121,6 +121,18 @@ impl Exec {
     pub fn matches(&self, batch: &Batch, options: EvaluateOptions) -> Result<Vec<TraceMatch>, ExecError> {
         output::show(&self.query, batch, &self.spansets(batch)?, options)
     }
+}
+
+/// The spans of a mask that holds for so many. There is no branch to guess: every number is written, and the next one over it if it is none.
+fn spans_of(mask: &[bool], count: usize) -> Vec<u32> {
+    let mut spans = vec![0; count + 1];
+    let mut next = 0;
+    for (holds, span) in mask.iter().zip(0..) {
+        spans[next] = span;
+        next += usize::from(*holds);
+    }
+    spans.truncate(count);
+    spans
 }
 
 /// Which spans of a batch satisfy a condition, for `compare()`.

@@ -19,8 +19,8 @@ use super::{
 use crate::{
     columns::Batch,
     traceql::{
-        ExecutionError,
-        ast::{LogicalOp, Pipeline, SpansetExpr, Stage, StructuralOp},
+        ExecutionError, Value,
+        ast::{LogicalOp, Node, Pipeline, SpansetExpr, Stage, StructuralOp},
     },
 };
 
@@ -64,6 +64,7 @@ pub(super) fn run(pipeline: &Pipeline, batch: &Batch, mut left: Left) -> Result<
 
 fn run_stage(stage: &Stage, batch: &Batch, left: Left) -> Result<Left, ExecError> {
     Ok(match stage {
+        Stage::Spansets(SpansetExpr::Filter(condition)) if condition.node == Node::Literal(Value::Bool(true)) => left,
         Stage::Spansets(SpansetExpr::Filter(condition)) => match left {
             Left::All => Left::Mask(filter(batch, condition, None, OnFailure::Stop)?),
             Left::Mask(mask) => Left::Mask(filter(batch, condition, Some(mask), OnFailure::Stop)?),

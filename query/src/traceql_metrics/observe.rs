@@ -165,8 +165,7 @@ impl Observer {
         let threshold = self.partial.exemplars.threshold(request);
         // Best first, so that a slice that is full stays full.
         let traces = ids.iter().zip(0u32..).map(|(id, trace)| (exemplars::priority(*id), trace));
-        let mut traces: Vec<(u64, u32)> = traces.filter(|(priority, _)| *priority < threshold).collect();
-        traces.sort_unstable();
+        let traces = BestFirst { rest: traces.filter(|(priority, _)| *priority < threshold).collect(), sorted: Vec::new() };
         let mut slices: HashMap<(u64, u32), usize> = HashMap::new();
         for (priority, trace) in traces {
             if priority >= self.partial.exemplars.threshold(request) {
@@ -195,6 +194,30 @@ impl Observer {
             self.partial.exemplars.offer(request, id, exemplar);
         }
         Ok(())
+    }
+}
+
+/// Traces by priority. Mostly a few of many are wanted, so they are sorted in portions.
+struct BestFirst {
+    rest: Vec<(u64, u32)>,
+    /// The best ones, the best of them last.
+    sorted: Vec<(u64, u32)>,
+}
+
+impl Iterator for BestFirst {
+    type Item = (u64, u32);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        const PORTION: usize = 256;
+        if self.sorted.is_empty() {
+            let begin = self.rest.len().saturating_sub(PORTION);
+            if begin > 0 {
+                self.rest.select_nth_unstable_by(begin, |a, b| b.cmp(a));
+            }
+            self.sorted = self.rest.split_off(begin);
+            self.sorted.sort_unstable_by(|a, b| b.cmp(a));
+        }
+        self.sorted.pop()
     }
 }
 

@@ -20,30 +20,59 @@ pub(super) struct Shape {
     pub(super) resource_of_scope: Vec<u32>,
 }
 
+/// Whether a trace begins with an entry, by its repetition and definition level.
+fn of_trace((repetition, _): (u8, u8)) -> bool {
+    repetition < RESOURCE
+}
+
+fn of_resource((repetition, definition): (u8, u8)) -> bool {
+    (repetition <= RESOURCE) & (definition >= RESOURCE)
+}
+
+fn of_scope((repetition, definition): (u8, u8)) -> bool {
+    (repetition <= SCOPE) & (definition >= SCOPE)
+}
+
+/// Offsets of things whose number is known, and how many have begun.
+struct Offsets(Vec<u32>, usize);
+
+impl Offsets {
+    fn new(count: usize) -> Self {
+        Self(vec![0; count + 1], 0)
+    }
+
+    #[inline]
+    fn begin_if(&mut self, begins: bool, spans: u32) {
+        self.0[self.1] = spans;
+        self.1 += usize::from(begins);
+    }
+
+    fn end(mut self, spans: u32) -> Vec<u32> {
+        self.0[self.1] = spans;
+        self.0
+    }
+}
+
 impl Shape {
     /// From the levels of a required leaf of spans.
     pub(super) fn new(repetition: &[u8], definition: &[u8]) -> Self {
-        let (mut traces, mut resources, mut scopes, mut resource_of_scope) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let levels = || repetition.iter().copied().zip(definition.iter().copied());
+        let count = |begins: fn((u8, u8)) -> bool| levels().map(|entry| usize::from(begins(entry))).sum::<usize>();
+        let (mut traces, mut resources, mut scopes) =
+            (Offsets::new(count(of_trace)), Offsets::new(count(of_resource)), Offsets::new(count(of_scope)));
+        let mut resource_of_scope = vec![0; scopes.0.len()];
         let mut spans = 0;
-        for (&repetition, &definition) in repetition.iter().zip(definition) {
-            if repetition < SPAN {
-                if repetition < RESOURCE {
-                    traces.push(spans);
-                }
-                if repetition <= RESOURCE && definition >= RESOURCE {
-                    resources.push(spans);
-                }
-                if repetition <= SCOPE && definition >= SCOPE {
-                    scopes.push(spans);
-                    resource_of_scope.push((resources.len() as u32).saturating_sub(1));
-                }
-            }
-            spans += u32::from(definition >= SPAN);
+        // Entries are short runs of every length, so there is no branch to guess: what does not begin here is written over by what does.
+        for entry in levels() {
+            traces.begin_if(of_trace(entry), spans);
+            resources.begin_if(of_resource(entry), spans);
+            resource_of_scope[scopes.1] = (resources.1 as u32).saturating_sub(1);
+            scopes.begin_if(of_scope(entry), spans);
+            spans += u32::from(entry.1 >= SPAN);
         }
-        for offsets in [&mut traces, &mut resources, &mut scopes] {
-            offsets.push(spans);
-        }
-        Self { traces: Arc::new(traces), resources: Arc::new(resources), scopes: Arc::new(scopes), resource_of_scope }
+        resource_of_scope.pop();
+        let [traces, resources, scopes] = [traces, resources, scopes].map(|offsets| Arc::new(offsets.end(spans)));
+        Self { traces, resources, scopes, resource_of_scope }
     }
 
     /// Number of spans.

@@ -62,6 +62,16 @@ pub struct Column {
 }
 
 impl Column {
+    /// Makes room for so many pages more like the one that is there, so that arrays do not have to be moved as they grow.
+    fn reserve(&mut self, pages: usize) {
+        /// Entries: bytes say nothing of how many there are, and more are believed only once they were decoded.
+        const MOST: usize = 1 << 20;
+        let more = |len: usize| len.saturating_mul(pages).min(MOST);
+        self.repetition.reserve(more(self.repetition.len()));
+        self.definition.reserve(more(self.definition.len()));
+        self.values.reserve(more(self.values.len()));
+    }
+
     /// Bytes of memory that it takes, about.
     fn memory(&self) -> usize {
         self.repetition.len() + self.definition.len() + self.values.memory()

@@ -145,7 +145,12 @@ impl Decoder {
                             continue;
                         }
                         let wanted = rows.start.saturating_sub(row)..rows.end - row;
+                        let is_first = column.entries == 0;
                         let here = self.read_page(chunk, page, &header, &mut known, wanted, budget.room, &mut column)?;
+                        if is_first {
+                            // They are of about one size; the last one is smaller.
+                            column.reserve(rest.len().div_ceil(page.len()));
+                        }
                         if says.is_some_and(|says| says != here) {
                             return Err("a page has another number of rows than its header says".to_owned());
                         }

@@ -199,6 +199,17 @@ impl Values {
         }
     }
 
+    /// Makes room for values; strings that are no codes grow as they come.
+    pub(super) fn reserve(&mut self, more: usize) {
+        match self {
+            Self::Codes { codes, .. } => codes.reserve(more),
+            Self::Bytes(_) => {}
+            Self::Long(values) => values.reserve(more),
+            Self::Double(values) => values.reserve(more),
+            Self::Bool(values) => values.reserve(more),
+        }
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
