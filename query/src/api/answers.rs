@@ -89,6 +89,11 @@ impl Api {
         self.engine.metrics().running(&tenant::label(tenants), op, self.settings.slos.of(op))
     }
 
+    /// A query that is refused before it runs counts, too.
+    pub(super) fn checked<T>(&self, asked: &Asked, op: Op, request: Result<T, ApiError>) -> Result<T, ApiError> {
+        request.inspect_err(|_| self.running(&asked.tenants, op).completed(Some(0)))
+    }
+
     /// Runs a query and counts it.
     pub(crate) async fn count<T>(
         &self,
@@ -142,7 +147,7 @@ impl Api {
 
     /// A trace as it was found, perhaps cut.
     pub(crate) async fn find(&self, asked: &Asked, id: &str) -> Result<FoundTrace, ApiError> {
-        let request = params::trace(id, &asked.params)?;
+        let request = self.checked(asked, Op::Traces, params::trace(id, &asked.params))?;
         let query = self.engine.trace(&asked.tenants, request);
         self.count(&asked.tenants, Op::Traces, |found| found.inspected_bytes, query).await
     }
@@ -155,13 +160,13 @@ impl Api {
 
     /// Answers `/api/search`.
     pub(crate) async fn search(&self, asked: &Asked) -> Result<proto::SearchResponse, ApiError> {
-        let request = self.search_request(asked)?;
+        let request = self.checked(asked, Op::Search, self.search_request(asked))?;
         self.count(&asked.tenants, Op::Search, search_bytes, self.engine.search(&asked.tenants, request)).await
     }
 
     /// Answers a search in pieces: what was found since the last one, and all of it at the end.
     pub(crate) fn search_stream(self: &Arc<Self>, asked: Asked) -> BoxStream<'static, Result<proto::SearchResponse, ApiError>> {
-        match self.search_request(&asked) {
+        match self.checked(&asked, Op::Search, self.search_request(&asked)) {
             Ok(request) => {
                 let messages = self.engine.search_stream(asked.tenants.clone(), request, DIFFERENCES);
                 self.count_stream(asked.tenants, Op::Search, search_bytes, messages)
@@ -178,7 +183,7 @@ impl Api {
 
     /// Answers `/api/search/tags`.
     pub(crate) async fn tag_names(&self, asked: &Asked) -> Result<proto::SearchTagsResponse, ApiError> {
-        let (scope, query) = self.names_query(asked, false)?;
+        let (scope, query) = self.checked(asked, Op::Metadata, self.names_query(asked, false))?;
         let tags = self.names(asked, query).await?;
         Ok(show_names(scope, asked.params.lenient("limit"), tags))
     }
@@ -191,7 +196,7 @@ impl Api {
 
     /// Answers `/api/v2/search/tags`.
     pub(crate) async fn tag_names_by_scope(&self, asked: &Asked) -> Result<proto::SearchTagsV2Response, ApiError> {
-        let (scope, query) = self.names_query(asked, true)?;
+        let (scope, query) = self.checked(asked, Op::Metadata, self.names_query(asked, true))?;
         let tags = self.names(asked, query).await?;
         Ok(show_names_by_scope(scope, tags))
     }
@@ -227,7 +232,7 @@ impl Api {
         with_filter: bool,
         show: impl Fn(ScopeParam, engine::Tags) -> M + Send + 'static,
     ) -> Messages<M> {
-        match self.names_query(&asked, with_filter) {
+        match self.checked(&asked, Op::Metadata, self.names_query(&asked, with_filter)) {
             Err(error) => futures::stream::iter([Err(error)]).boxed(),
             Ok((scope, None)) => futures::stream::iter([Ok(show(scope, nothing()))]).boxed(),
             Ok((scope, Some(query))) => {
@@ -242,7 +247,10 @@ impl Api {
     pub(crate) async fn tag_values(&self, asked: &Asked, tag: &str) -> Result<proto::SearchTagValuesResponse, ApiError> {
         match known_values(tag)? {
             Some(known) => Ok(known),
-            None => Ok(show_values(self.values(asked, self.values_query(asked, untyped(tag), None)?).await?)),
+            None => {
+                let query = self.checked(asked, Op::Metadata, self.values_query(asked, untyped(tag), None))?;
+                Ok(show_values(self.values(asked, query).await?))
+            }
         }
     }
 
@@ -260,7 +268,8 @@ impl Api {
 
     /// Answers `/api/v2/search/tag/{tag}/values`.
     pub(crate) async fn typed_tag_values(&self, asked: &Asked, tag: &str) -> Result<proto::SearchTagValuesV2Response, ApiError> {
-        Ok(show_typed_values(self.values(asked, self.typed_values_query(asked, tag)?).await?))
+        let query = self.checked(asked, Op::Metadata, self.typed_values_query(asked, tag))?;
+        Ok(show_typed_values(self.values(asked, query).await?))
     }
 
     /// Answers `/api/v2/search/tag/{tag}/values` in pieces.
@@ -298,7 +307,7 @@ impl Api {
         query: Result<ValuesRequest, ApiError>,
         show: fn(engine::Tags) -> M,
     ) -> Messages<M> {
-        match query {
+        match self.checked(&asked, Op::Metadata, query) {
             Err(error) => futures::stream::iter([Err(error)]).boxed(),
             Ok(query) => {
                 let messages = self.engine.tag_values_stream(asked.tenants.clone(), query, DIFFERENCES);

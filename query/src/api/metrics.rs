@@ -39,14 +39,14 @@ pub(super) enum Kind {
 impl Api {
     /// Answers `/api/metrics/query_range`.
     pub(crate) async fn query_range(&self, asked: &Asked) -> Result<proto::QueryRangeResponse, ApiError> {
-        let request = self.metrics_request(asked, Kind::Range)?;
+        let request = self.checked(asked, Op::Metrics, self.metrics_request(asked, Kind::Range))?;
         let bytes = |answer: &proto::QueryRangeResponse| answer.metrics.as_ref().map_or(0, |metrics| metrics.inspected_bytes);
         self.count(&asked.tenants, Op::Metrics, bytes, self.engine.query_range(&asked.tenants, request)).await
     }
 
     /// Answers a range query in pieces: how far it is with the samples that are known for good, and all of it at the end.
     pub(crate) fn query_range_stream(self: &Arc<Self>, asked: Asked) -> BoxStream<'static, Result<proto::QueryRangeResponse, ApiError>> {
-        match self.metrics_request(&asked, Kind::Range) {
+        match self.checked(&asked, Op::Metrics, self.metrics_request(&asked, Kind::Range)) {
             Ok(request) => {
                 let messages = self.engine.query_range_stream(asked.tenants.clone(), request, DIFFERENCES);
                 let bytes = |answer: &proto::QueryRangeResponse| answer.metrics.as_ref().map_or(0, |metrics| metrics.inspected_bytes);
@@ -58,7 +58,7 @@ impl Api {
 
     /// Answers `/api/metrics/query`.
     pub(crate) async fn query_instant(&self, asked: &Asked) -> Result<proto::QueryInstantResponse, ApiError> {
-        let request = self.metrics_request(asked, Kind::Instant)?;
+        let request = self.checked(asked, Op::Metrics, self.metrics_request(asked, Kind::Instant))?;
         let bytes = |answer: &proto::QueryInstantResponse| answer.metrics.as_ref().map_or(0, |metrics| metrics.inspected_bytes);
         self.count(&asked.tenants, Op::Metrics, bytes, self.engine.query_instant(&asked.tenants, request)).await
     }
@@ -68,7 +68,7 @@ impl Api {
         self: &Arc<Self>,
         asked: Asked,
     ) -> BoxStream<'static, Result<proto::QueryInstantResponse, ApiError>> {
-        match self.metrics_request(&asked, Kind::Instant) {
+        match self.checked(&asked, Op::Metrics, self.metrics_request(&asked, Kind::Instant)) {
             Ok(request) => {
                 let messages = self.engine.query_instant_stream(asked.tenants.clone(), request, DIFFERENCES);
                 let bytes = |answer: &proto::QueryInstantResponse| answer.metrics.as_ref().map_or(0, |metrics| metrics.inspected_bytes);

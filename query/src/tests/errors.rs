@@ -1,6 +1,9 @@
 //! Texts of refusals, over the whole stack. The single parameters are tested where they are read.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use object_store::ObjectStoreExt as _;
 use regex::Regex;
@@ -152,6 +155,42 @@ async fn deadlines_pass() {
         let results: Vec<_> = queries.get_metric().iter().map(|metric| metric.get_label()[1].value().to_owned()).collect();
         assert_eq!(results, [result; 3]);
     }
+}
+
+#[tokio::test]
+async fn queries_that_are_refused_are_counted() {
+    let world = World::new();
+    let registry = Registry::new();
+    let clock = Arc::new(world.clock.clone());
+    let engine =
+        Engine::new(Settings::default(), world.store.clone(), world.blocklist.clone(), Arc::new(Stuck), clock, &registry).expect("new");
+    let router = router(Arc::new(engine), ApiSettings::default());
+    for url in [
+        "/api/traces/x",
+        "/api/search?q=%7B",
+        "/api/metrics/query_range?q=%7B",
+        "/api/metrics/query?q=%7B",
+        "/api/v2/search/tags?scope=moon",
+        "/api/v2/search/tag/a%20b/values",
+    ] {
+        assert_eq!(get(&router, url).await.status, StatusCode::BAD_REQUEST, "{url}");
+    }
+    let families = registry.gather();
+    let counted = |name: &str| -> BTreeMap<_, _> {
+        let family = families.iter().find(|family| family.name() == name).expect("metric");
+        let labels =
+            |metric: &prometheus::proto::Metric| metric.get_label().iter().map(|label| label.value().to_owned()).collect::<Vec<_>>();
+        family.get_metric().iter().map(|metric| (labels(metric).join(" "), metric.get_counter().get_value())).collect()
+    };
+    let expected = [
+        ("metadata completed single-tenant", 2.0),
+        ("metrics completed single-tenant", 2.0),
+        ("search completed single-tenant", 1.0),
+        ("traces completed single-tenant", 1.0),
+    ];
+    let expected: BTreeMap<_, _> = expected.map(|(labels, count)| (labels.to_owned(), count)).into();
+    assert_eq!(counted("tempo_query_frontend_queries_total"), expected);
+    assert_eq!(counted("tempo_query_frontend_queries_within_slo_total"), expected, "what the client did wrong is within any objective");
 }
 
 /// Runs jobs after a pause each, and so many of them; the next never ends.
