@@ -45,7 +45,7 @@ pub(crate) struct Arrived {
     pub(crate) segment: Segment,
     /// When its record was appended to the log, in Unix nanoseconds.
     pub(crate) at: u64,
-    /// Whether a generation before has counted it.
+    /// Whether a generation before has counted it, or nobody is to.
     pub(crate) counted: bool,
 }
 
@@ -190,7 +190,7 @@ impl ReaderThread {
                 Ok(()) => {
                     let at = u64::try_from(record.at.as_nanos()).unwrap_or(u64::MAX);
                     let split = Segment::split(&record.tenant, place(self.log, record.position), &body, walk);
-                    let counted = record.position < self.counted;
+                    let counted = record.position < self.counted || record.skip_metrics_generation;
                     segments.extend(split.into_iter().map(|segment| Arrived { segment: packed(segment), at, counted }));
                 }
                 Err(error) => {

@@ -20,7 +20,7 @@ use storage::{
     ring::{Instance, Ring, Settings, State},
     synthetic,
     tls::Connector,
-    wal::{AppendError, Position},
+    wal::{AppendError, Entry, Position},
 };
 use tokio::{net::TcpListener, sync::watch};
 
@@ -34,8 +34,8 @@ struct NullLog;
 
 #[async_trait]
 impl Log for NullLog {
-    async fn append(&self, _: &Tenant, body: Bytes) -> Result<Position, AppendError> {
-        Ok(Position(black_box(body).len() as u64))
+    async fn append(&self, _: &Tenant, entry: Entry) -> Result<Position, AppendError> {
+        Ok(Position(black_box(entry.body).len() as u64))
     }
 }
 

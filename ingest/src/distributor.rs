@@ -27,7 +27,7 @@ use storage::{
     id::Tenant,
     otlp::{self, Invalid, WireError},
     ring::RingError,
-    wal::AppendError,
+    wal::{AppendError, Entry},
 };
 
 use crate::{
@@ -269,9 +269,9 @@ impl Distributor {
     ///
     /// # Errors
     /// Nothing of the request is stored; see [`Refusal`] for what to do.
-    pub async fn push(&self, tenant: &Tenant, body: Bytes) -> Result<Pushed, PushError> {
+    pub async fn push(&self, tenant: &Tenant, request: impl Into<Entry>) -> Result<Pushed, PushError> {
         let begun = Instant::now();
-        let result = self.0.push(tenant, body).await;
+        let result = self.0.push(tenant, request.into()).await;
         self.0.metrics.push_duration.observe(begun.elapsed().as_secs_f64());
         result
     }
@@ -297,7 +297,7 @@ enum Checked {
 }
 
 impl Inner {
-    async fn push(&self, tenant: &Tenant, body: Bytes) -> Result<Pushed, PushError> {
+    async fn push(&self, tenant: &Tenant, Entry { body, skip_metrics_generation }: Entry) -> Result<Pushed, PushError> {
         if body.is_empty() {
             return Ok(Pushed::default());
         }
@@ -313,13 +313,14 @@ impl Inner {
             Checked::Append { ingester, admission, body, spans, refused } => {
                 let rejected = self.reject(tenant, &limits, &refused);
                 let accepted_spans = spans - refused.spans();
-                ingester.append(tenant, admission, body).await.map_err(|error| {
+                ingester.append(tenant, admission, Entry { body, skip_metrics_generation }).await.map_err(|error| {
                     self.metrics.discard(Discarded::WalRefused, tenant.as_str(), accepted_spans);
                     PushError { spans, refusal: Refusal::Log(error) }
                 })?;
                 Ok(Pushed { accepted_spans, rejected })
             }
-            Checked::Send { replicator, plan, spans } => {
+            Checked::Send { replicator, mut plan, spans } => {
+                plan.skip_metrics_generation = skip_metrics_generation;
                 let refused = replicator.write(tenant, plan).await.map_err(|error| self.not_replicated(tenant, &limits, spans, error))?;
                 let rejected = self.reject(tenant, &limits, &refused);
                 Ok(Pushed { accepted_spans: spans - refused.spans(), rejected })

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use storage::wal::Entry;
 use tokio::net::TcpListener;
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
     budget::Budget,
     distributor::{Distributor, Pushed, Refusal},
     foreign::{Foreign, Untranslated},
-    jaeger,
+    intake, jaeger,
     metrics::{JAEGER, OTLP, ReceiverMetrics},
     server::{Drained, ServerSettings, Versions, serve},
     status::{Code, Status, export_response},
@@ -146,6 +147,7 @@ impl Receiver {
             let code = if error == TenantError::Absent { Code::Unavailable } else { Code::InvalidArgument };
             Refused::new(code, error.to_string(), "no_tenant")
         })?;
+        let skip_metrics_generation = intake::skips_metrics_generation(&head.headers);
         let mut reservation = self.budget.open();
         let reader = BodyReader::new(body, self.settings.server.body_timeout);
         let message = unary::read_message(reader, encoding, self.settings.max_message_bytes, &mut reservation).await;
@@ -166,7 +168,7 @@ impl Receiver {
                 })?
             }
         };
-        self.distributor.push(&tenant, message).await.map_err(|error| {
+        self.distributor.push(&tenant, Entry { body: message, skip_metrics_generation }).await.map_err(|error| {
             let mut status = error.status();
             if matches!(error.refusal, Refusal::Malformed(_)) {
                 // What a gRPC library says about a message that it cannot decode.

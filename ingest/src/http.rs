@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use storage::wal::Entry;
 use tokio::net::TcpListener;
 
 use crate::{
@@ -161,7 +162,8 @@ impl Receiver {
             multitenancy: self.settings.multitenancy,
         };
         let received = intake::read(request, bounds, &self.budget).await;
-        let Received { tenant, mut body, mut reservation } = received.map_err(|error| self.not_received(&error))?;
+        let Received { tenant, mut body, skip_metrics_generation, mut reservation } =
+            received.map_err(|error| self.not_received(&error))?;
         if form == Form::Json {
             // A field takes more room in JSON than on the wire.
             reservation
@@ -174,7 +176,10 @@ impl Receiver {
                 .map_err(|error| Refused::new(Status::new(Code::InvalidArgument, error.to_string()), 0, "malformed_json"))?;
             reservation.shrink(body.len());
         }
-        self.distributor.push(&tenant, body).await.map_err(|error| Refused::new(error.status(), error.spans, error.reason()))
+        self.distributor
+            .push(&tenant, Entry { body, skip_metrics_generation })
+            .await
+            .map_err(|error| Refused::new(error.status(), error.spans, error.reason()))
     }
 
     fn not_received(&self, error: &IntakeError) -> Refused {

@@ -26,7 +26,7 @@ use storage::{
     id::Tenant,
     otlp::{self, SpanEntry},
     ring::{Operation, Rings},
-    wal::{AppendError, Position, Wal},
+    wal::{AppendError, Entry, Position, Wal},
 };
 
 use crate::{
@@ -45,13 +45,13 @@ pub trait Log: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// Nothing was appended, and the client should be told so.
-    async fn append(&self, tenant: &Tenant, body: Bytes) -> Result<Position, AppendError>;
+    async fn append(&self, tenant: &Tenant, entry: Entry) -> Result<Position, AppendError>;
 }
 
 #[async_trait]
 impl Log for Wal {
-    async fn append(&self, tenant: &Tenant, body: Bytes) -> Result<Position, AppendError> {
-        Self::append(self, tenant, body).await
+    async fn append(&self, tenant: &Tenant, entry: Entry) -> Result<Position, AppendError> {
+        Self::append(self, tenant, entry).await
     }
 }
 
@@ -178,13 +178,14 @@ impl Ingester {
     ///
     /// # Errors
     /// Nothing was appended, and the traces are not charged for it.
-    pub(crate) async fn append(&self, tenant: &Tenant, admission: Admission, body: Bytes) -> Result<(), AppendError> {
+    pub(crate) async fn append(&self, tenant: &Tenant, admission: Admission, entry: Entry) -> Result<(), AppendError> {
+        let body = entry.body.clone();
         if body.is_empty() {
             return Ok(());
         }
         let state = admission.state;
         state.metrics.bytes_received.inc_by(body.len() as u64);
-        let result = self.0.log.append(tenant, body.clone()).await.map(drop);
+        let result = self.0.log.append(tenant, entry).await.map(drop);
         if result.is_err() {
             let Scratch { mut walk, mut batch, .. } = Scratch::default();
             if otlp::index(&body, &mut walk).is_ok() {

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use storage::id::Tenant;
@@ -38,6 +38,8 @@ pub(crate) struct Received {
     pub(crate) tenant: Tenant,
     /// Decompressed.
     pub(crate) body: Bytes,
+    /// See [`skips_metrics_generation`].
+    pub(crate) skip_metrics_generation: bool,
     /// The budget's share of the body; ends when this is dropped.
     pub(crate) reservation: Reservation,
 }
@@ -68,6 +70,12 @@ impl IntakeError {
     }
 }
 
+/// Whether a sender wants its spans stored only, since it generates metrics from them itself: the header or metadata is there, whatever it
+/// says.
+pub(crate) fn skips_metrics_generation(headers: &HeaderMap) -> bool {
+    headers.contains_key("no-generate-metrics")
+}
+
 /// Reads a request.
 pub(crate) async fn read(request: Request<Incoming>, bounds: Bounds, budget: &Budget) -> Result<Received, IntakeError> {
     let (head, body) = request.into_parts();
@@ -77,6 +85,7 @@ pub(crate) async fn read(request: Request<Incoming>, bounds: Bounds, budget: &Bu
         .and_then(Encoding::of_http)
         .ok_or_else(|| IntakeError::Encoding(String::from_utf8_lossy(encoding).into_owned()))?;
     let tenant = tenant::extract(&head.headers, bounds.multitenancy)?;
+    let skip_metrics_generation = skips_metrics_generation(&head.headers);
     let limit = bounds.max_body_bytes;
     let mut reservation = budget.open();
     let announced = hyper::body::Body::size_hint(&body).exact();
@@ -85,7 +94,7 @@ pub(crate) async fn read(request: Request<Incoming>, bounds: Bounds, budget: &Bu
         encoding.decompress(body, limit, &mut reservation).await
     };
     match body.await {
-        Ok(body) => Ok(Received { tenant, body, reservation }),
+        Ok(body) => Ok(Received { tenant, body, skip_metrics_generation, reservation }),
         Err(error) => Err(IntakeError::Body { tenant, error }),
     }
 }

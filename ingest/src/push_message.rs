@@ -25,6 +25,7 @@ use crate::{
 
 const TRACES: u32 = 2;
 const IDS: u32 = 3;
+const SKIP_METRICS_GENERATION: u32 = 5;
 const REASONS: u32 = 1;
 
 /// Bytes before a trace: its start and its end.
@@ -35,6 +36,8 @@ pub(crate) const TIMES: usize = 8;
 pub(crate) struct PushMessage<'a> {
     message: &'a [u8],
     traces: usize,
+    /// Whether the metrics-generator passes the spans over.
+    pub(crate) skip_metrics_generation: bool,
 }
 
 /// Why a message is refused. The texts are Tempo's where it has one.
@@ -51,17 +54,18 @@ pub(crate) enum InvalidMessage {
 impl<'a> PushMessage<'a> {
     /// Looks at a message from outside. What is inside the traces is not looked at.
     pub(crate) fn read(message: &'a [u8]) -> Result<Self, InvalidMessage> {
-        let (mut traces, mut ids) = (0, 0);
+        let (mut traces, mut ids, mut skip_metrics_generation) = (0, 0, false);
         for field in Fields::new(message) {
             let field = field?;
             match (field.number, field.value) {
                 (TRACES, Value::Bytes(_)) => traces += 1,
                 (IDS, Value::Bytes(_)) => ids += 1,
+                (SKIP_METRICS_GENERATION, Value::Varint(skip)) => skip_metrics_generation = skip != 0,
                 (TRACES | IDS, _) => return Err(WireError { field: "traces", cause: "wrong wire type" }.into()),
                 _ => {}
             }
         }
-        if traces == ids { Ok(Self { message, traces }) } else { Err(InvalidMessage::Mismatched { traces, ids }) }
+        if traces == ids { Ok(Self { message, traces, skip_metrics_generation }) } else { Err(InvalidMessage::Mismatched { traces, ids }) }
     }
 
     /// How many traces there are.
@@ -95,6 +99,11 @@ pub(crate) fn put_entry(out: &mut Vec<u8>, id: TraceId, times: [u32; 2], trace_l
     write(out);
     debug_assert_eq!(out.len() - begin, trace_len, "the length before the trace is that of the trace");
     put_bytes(out, IDS, &id.0);
+}
+
+/// Appends that the metrics-generator passes the spans over. Said once or more often, of all of a message.
+pub(crate) fn put_skip_metrics_generation(out: &mut Vec<u8>) {
+    out.extend_from_slice(&[(SKIP_METRICS_GENERATION << 3) as u8, 1]);
 }
 
 /// A `PushResponse`.

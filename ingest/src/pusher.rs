@@ -31,7 +31,7 @@ use prometheus::Registry;
 use storage::{
     id::Tenant,
     otlp::{self, Slice, SpanEntry},
-    wal::AppendError,
+    wal::{AppendError, Entry},
 };
 
 use crate::{
@@ -100,7 +100,7 @@ impl Refused {
 struct Looked {
     admission: Admission,
     /// What was accepted.
-    body: Bytes,
+    entry: Entry,
     /// Per trace.
     verdicts: Vec<Verdict>,
 }
@@ -165,8 +165,8 @@ impl Inner {
         let reader = BodyReader::new(body, self.settings.body_timeout);
         let message = unary::read_message(reader, encoding, self.settings.max_message_bytes, &mut reservation).await;
         let message = message.map_err(|error| Refused { status: error.status(None), reason: error.reason() })?;
-        let Looked { admission, body, verdicts } = self.look(&tenant, message, before_trace, &mut reservation).await?;
-        self.ingester.append(&tenant, admission, body).await.map_err(|error| match error {
+        let Looked { admission, entry, verdicts } = self.look(&tenant, message, before_trace, &mut reservation).await?;
+        self.ingester.append(&tenant, admission, entry).await.map_err(|error| match error {
             AppendError::Closed => shutting_down(),
             error => Refused::new(log_code(&error), &error, "wal_refused"),
         })?;
@@ -222,7 +222,8 @@ impl Inner {
             *verdict = batch.verdict(first as usize);
         }
         let body = ingester::accepted(message, spans, batch);
-        Ok(Looked { admission, body, verdicts })
+        let entry = Entry { body, skip_metrics_generation: read.skip_metrics_generation };
+        Ok(Looked { admission, entry, verdicts })
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use prost::Message as _;
+use storage::wal::Entry;
 use tonic::{Code, codec::CompressionEncoding, metadata::MetadataValue};
 
 use crate::harness::{EXPORT, Options, Server, framed, request, snappy_framed, span};
@@ -22,7 +23,7 @@ async fn every_compression_is_accepted_and_the_bytes_are_kept() {
     let data = framed(true, &snappy_framed(&sent.encode_to_vec()));
     assert_eq!(server.call(EXPORT, &[("grpc-encoding", "snappy")], data).await.code, 0);
     assert_eq!(server.log.requests(), vec![sent.clone(); 4]);
-    assert!(server.log.records.lock().iter().all(|(tenant, body)| tenant == "single-tenant" && *body == sent.encode_to_vec()));
+    assert!(server.log.records.lock().iter().all(|(tenant, entry)| tenant == "single-tenant" && entry.body == sent.encode_to_vec()));
 
     let size = 4.0 * sent.encoded_len() as f64;
     assert_eq!(server.metric("tempo_receiver_accepted_spans", "grpc"), 8.0);
@@ -70,6 +71,20 @@ async fn tenants_come_from_metadata_only_when_asked_for() {
     call.metadata_mut().append("x-scope-orgid", MetadataValue::from_static("team-a"));
     server.client().await.export(call).await.expect("accepted");
     assert_eq!(server.log.records.lock()[0].0, "single-tenant");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_says_that_it_generates_metrics_itself() {
+    let server = Server::start(Options::default()).await;
+    for value in [None, Some("true"), Some("")] {
+        let mut call = tonic::Request::new(request(&[span(1, 1, "a")]));
+        if let Some(value) = value {
+            call.metadata_mut().append("no-generate-metrics", MetadataValue::from_static(value));
+        }
+        server.client().await.export(call).await.expect("accepted");
+    }
+    let skips = |records: &[(String, Entry)]| records.iter().map(|record| record.1.skip_metrics_generation).collect::<Vec<_>>();
+    assert_eq!(skips(&server.log.records.lock()), [false, true, true], "whatever it says");
 }
 
 #[tokio::test(flavor = "multi_thread")]

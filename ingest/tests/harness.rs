@@ -23,7 +23,7 @@ use prost::Message as _;
 use storage::{
     clock::ManualClock,
     id::Tenant,
-    wal::{AppendError, Position},
+    wal::{AppendError, Entry, Position},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -38,14 +38,14 @@ pub(crate) const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceSe
 /// A log that remembers, fails when told to, and can make appends wait.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryLog {
-    pub(crate) records: Mutex<Vec<(String, Bytes)>>,
+    pub(crate) records: Mutex<Vec<(String, Entry)>>,
     pub(crate) failure: Mutex<Option<AppendError>>,
     pub(crate) delay: Mutex<Duration>,
 }
 
 #[async_trait]
 impl Log for MemoryLog {
-    async fn append(&self, tenant: &Tenant, body: Bytes) -> Result<Position, AppendError> {
+    async fn append(&self, tenant: &Tenant, entry: Entry) -> Result<Position, AppendError> {
         let delay = *self.delay.lock();
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
@@ -54,14 +54,18 @@ impl Log for MemoryLog {
             return Err(failure);
         }
         let mut records = self.records.lock();
-        records.push((tenant.to_string(), body));
+        records.push((tenant.to_string(), entry));
         Ok(Position(records.len() as u64))
     }
 }
 
 impl MemoryLog {
     pub(crate) fn requests(&self) -> Vec<ExportTraceServiceRequest> {
-        self.records.lock().iter().map(|(_, body)| ExportTraceServiceRequest::decode(&body[..]).expect("only valid bodies")).collect()
+        self.records
+            .lock()
+            .iter()
+            .map(|(_, entry)| ExportTraceServiceRequest::decode(&entry.body[..]).expect("only valid bodies"))
+            .collect()
     }
 
     pub(crate) fn span_names(&self) -> Vec<String> {

@@ -100,6 +100,9 @@ async fn tenants_come_from_the_header() {
     assert_eq!(post("\r\nX-Scope-OrgID: a|b").await.status, 400);
     assert_eq!(post("\r\nX-Scope-OrgID: a").await.status, 200);
     assert_eq!(server.log.records.lock()[0].0, "a");
+    assert_eq!(post("\r\nX-Scope-OrgID: a\r\nNo-Generate-Metrics: 1").await.status, 200);
+    let skips: Vec<_> = server.log.records.lock().iter().map(|record| record.1.skip_metrics_generation).collect();
+    assert_eq!(skips, [false, true]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +128,7 @@ async fn bodies_without_a_length_are_read_and_bounded() {
         String::from_utf8_lossy(&answer).into_owned()
     };
     assert!(post(&body, 1).await.starts_with("HTTP/1.1 200"));
-    assert_eq!(server.log.records.lock()[0].1, body);
+    assert_eq!(server.log.records.lock()[0].1.body, body);
     let answer = post(&body, 100).await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
     assert_eq!(server.metric("rubato_ingest_refused_requests_total", "too_large"), 1.0);

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use ingest::{Distributor, DistributorSettings, Ingester, IngesterSettings, Limits, LimitsTable, SharedOverrides, Sink};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest},
@@ -225,7 +226,7 @@ proptest! {
                 }
                 sent.resource_spans.append(&mut group.resource_spans);
             }
-            let pushed = runtime.block_on(distributor.push(&Tenant::single(), sent.encode_to_vec().into())).expect("success");
+            let pushed = runtime.block_on(distributor.push(&Tenant::single(), Bytes::from(sent.encode_to_vec()))).expect("success");
             prop_assert_eq!((pushed.accepted_spans, pushed.rejected.map_or(0, |rejected| rejected.spans)), (accepted, refused));
         }
         prop_assert_eq!(log.span_names(), expected);

@@ -109,7 +109,10 @@ async fn what_tempo_sends_becomes_one_record() {
     let requests = server.log.requests();
     assert_eq!(requests.len(), 4);
     assert!(requests.iter().all(|record| *record == request(&[span(1, 1, "a"), span(2, 1, "b"), span(3, 1, "c")])));
-    assert!(server.log.records.lock().iter().all(|(tenant, _)| tenant == "t"));
+    assert!(server.log.records.lock().iter().all(|(tenant, entry)| tenant == "t" && entry.skip_metrics_generation));
+    message.skip_metrics_generation = false;
+    assert_eq!(server.call(PUSH_BYTES, &[tenant], framed(false, &message.encode_to_vec())).await, accepted());
+    assert!(!server.log.records.lock()[4].1.skip_metrics_generation);
 }
 
 #[tokio::test]
@@ -243,7 +246,7 @@ proptest! {
         let (code, ..) = runtime.block_on(server.call(path, &[("x-scope-orgid", "t")], framed(false, &message)));
         prop_assert!([0, 3].contains(&code), "{}", code);
         for (_, record) in server.log.records.lock().iter() {
-            prop_assert_eq!(validate(record, 0, &mut Walk::default()), Ok(()));
+            prop_assert_eq!(validate(&record.body, 0, &mut Walk::default()), Ok(()));
         }
     }
 }

@@ -26,7 +26,7 @@ use storage::{
     id::Tenant,
     ring::{Instance, Operation, Ring, RingError, Settings, State, token},
     tls::Connector,
-    wal::AppendError,
+    wal::{AppendError, Entry},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
@@ -179,7 +179,7 @@ impl Cluster {
     }
 
     async fn push(&self, spans: &[Span]) -> Result<Pushed, PushError> {
-        self.distributor.push(&Tenant::single(), request(spans).encode_to_vec().into()).await
+        self.distributor.push(&Tenant::single(), Bytes::from(request(spans).encode_to_vec())).await
     }
 
     fn metric(&self, name: &str, label: &str) -> f64 {
@@ -225,13 +225,15 @@ async fn every_copy_is_whole_in_every_compression() {
     for compression in [Compression::None, Compression::Snappy, Compression::Gzip, Compression::Zstd] {
         let cluster = Cluster::start(3, 3, ReplicatorSettings { compression, ..settings() }).await;
         let spans: Vec<Span> = (0..100).map(|n| span(n % 7, n, &format!("span {n:03}"))).collect();
-        let pushed = cluster.push(&spans).await.expect("all are willing");
+        let wanted = Entry { body: request(&spans).encode_to_vec().into(), skip_metrics_generation: compression == Compression::Gzip };
+        let pushed = cluster.distributor.push(&Tenant::single(), wanted.clone()).await.expect("all are willing");
         assert_eq!((pushed.accepted_spans, &pushed.rejected), (100, &None));
         let expected: Vec<String> = spans.iter().map(|span| span.name.clone()).collect();
         eventually("the third answers, too", || cluster.names().iter().all(|names| *names == expected)).await;
         for node in &cluster.nodes {
             // One record, under one copy of the resource.
             let [request]: [ExportTraceServiceRequest; 1] = node.log.requests().try_into().expect("one record");
+            assert_eq!(node.log.records.lock()[0].1.skip_metrics_generation, wanted.skip_metrics_generation);
             assert_eq!(request.resource_spans.len(), 1);
             assert_eq!(request.resource_spans[0].resource, crate::harness::request(&[]).resource_spans[0].resource);
             let mut stored = request.resource_spans[0].scope_spans[0].spans.clone();
@@ -447,7 +449,7 @@ async fn messages_are_bounded_by_their_budget() {
         defaults: Arc::new(Limits { max_attribute_bytes: 2_000_000, ..Limits::default() }),
         ..LimitsTable::default()
     });
-    let error = cluster.distributor.push(&Tenant::single(), request.encode_to_vec().into()).await.expect_err("200 MB");
+    let error = cluster.distributor.push(&Tenant::single(), Bytes::from(request.encode_to_vec())).await.expect_err("200 MB");
     assert!(matches!(error.refusal, Refusal::Busy { retry_after: Some(_), .. }), "{error}");
     assert_eq!(cluster.metric("tempo_distributor_ingester_appends_total", ""), 0.0);
 }

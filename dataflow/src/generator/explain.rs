@@ -2,7 +2,7 @@
 //!
 //! What becomes of a span follows from the span, its tenant's settings and when it arrived, so it is worked out again with the very
 //! functions that counted it. Only the limits depend on what else there was: whether the span's series is among the committed ones tells
-//! that it was admitted.
+//! that it was admitted. Blocks do not keep what a sender said beside its spans (`no-generate-metrics`): they are explained as if it had not.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
+use storage::wal::Entry;
 use tokio::net::TcpListener;
 
 use crate::{
@@ -79,7 +80,8 @@ impl Receiver {
             body_timeout: self.settings.server.body_timeout,
             multitenancy: self.settings.multitenancy,
         };
-        let Received { tenant, body, mut reservation } = intake::read(request, bounds, &self.budget).await.map_err(|e| not_received(&e))?;
+        let Received { tenant, body, skip_metrics_generation, mut reservation } =
+            intake::read(request, bounds, &self.budget).await.map_err(|e| not_received(&e))?;
         let translated = Foreign::JaegerThrift.to_otlp_within(&mut reservation, &body, Duration::ZERO, false).await;
         let request = translated.map_err(|error| match error {
             Untranslated::NoRoom(error) => unreadable(&error.into()),
@@ -88,7 +90,7 @@ impl Receiver {
             }
         })?;
         drop(body);
-        let pushed = self.distributor.push(&tenant, request).await.map_err(|error| Refused {
+        let pushed = self.distributor.push(&tenant, Entry { body: request, skip_metrics_generation }).await.map_err(|error| Refused {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             body: format!("Cannot submit Jaeger batch: {error}\n"),
             spans: error.spans,

@@ -49,6 +49,8 @@ pub(crate) struct Plan {
     /// For each trace, its ingesters as ascending places in `instances`.
     members: Vec<u16>,
     pub(crate) replication_factor: usize,
+    /// Whether the metrics-generator passes the spans over.
+    pub(crate) skip_metrics_generation: bool,
     /// Bytes of the arena.
     arena_bytes: usize,
 }
@@ -151,7 +153,7 @@ impl Plan {
             trace.bytes = regroup::encoded_len(&parts[trace.parts.clone()]);
             arena_bytes += push_message::entry_len(trace.bytes);
         }
-        Ok(Self { body, parts, traces, instances, members, replication_factor, arena_bytes })
+        Ok(Self { body, parts, traces, instances, members, replication_factor, arena_bytes, skip_metrics_generation: false })
     }
 
     /// Bytes that the plan and its messages hold, beside the request itself.
@@ -177,7 +179,12 @@ impl Plan {
                     run.traces.end = place + 1;
                     run.bytes.end = arena.len();
                 }
-                None => runs.push(Run { traces: place..place + 1, bytes: begin..arena.len() }),
+                None => {
+                    if self.skip_metrics_generation {
+                        push_message::put_skip_metrics_generation(&mut arena);
+                    }
+                    runs.push(Run { traces: place..place + 1, bytes: begin..arena.len() });
+                }
             }
         }
         // Nothing of the request is needed any more.

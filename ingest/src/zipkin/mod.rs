@@ -22,7 +22,7 @@ use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
-use storage::clock::Clock;
+use storage::{clock::Clock, wal::Entry};
 use tokio::net::TcpListener;
 
 pub(crate) use self::list::most_spans;
@@ -132,7 +132,7 @@ impl Receiver {
             multitenancy: self.settings.multitenancy,
         };
         let received = intake::read(request, bounds, &self.budget).await.map_err(|error| not_received(&error))?;
-        let Received { tenant, body, mut reservation } = received;
+        let Received { tenant, body, skip_metrics_generation, mut reservation } = received;
         let translated = form.to_otlp_within(&mut reservation, &body, self.clock.now(), self.settings.parse_string_tags).await;
         let request = translated.map_err(|error| match error {
             Untranslated::NoRoom(error) => not_received(&IntakeError::Body { tenant: tenant.clone(), error: error.into() }),
@@ -141,7 +141,7 @@ impl Receiver {
             }
         })?;
         drop(body);
-        let pushed = self.distributor.push(&tenant, request).await.map_err(|error| {
+        let pushed = self.distributor.push(&tenant, Entry { body: request, skip_metrics_generation }).await.map_err(|error| {
             let permanent = matches!(error.status().code, Code::InvalidArgument);
             let (status, body) = if permanent {
                 (StatusCode::BAD_REQUEST, "\"Bad Request\"")

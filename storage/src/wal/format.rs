@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::Position;
+use super::{Entry, Position};
 use crate::id::Tenant;
 
 /// Largest record, its header and tenant included.
@@ -81,7 +81,7 @@ pub(super) fn write_record_header(
     position: Position,
     at_ns: u64,
     tenant: &Tenant,
-    body_length: usize,
+    entry: &Entry,
     body_crc: u32,
     out: &mut Vec<u8>,
 ) {
@@ -89,11 +89,11 @@ pub(super) fn write_record_header(
     let tenant = tenant.as_str().as_bytes();
     out.extend_from_slice(&RECORD_MAGIC);
     out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&(body_length as u32).to_le_bytes());
+    out.extend_from_slice(&(entry.body.len() as u32).to_le_bytes());
     out.extend_from_slice(&body_crc.to_le_bytes());
     out.extend_from_slice(&position.0.to_le_bytes());
     out.extend_from_slice(&at_ns.to_le_bytes());
-    out.extend_from_slice(&[KIND_OTLP, tenant.len() as u8, 0, 0]);
+    out.extend_from_slice(&[KIND_OTLP, tenant.len() as u8, u8::from(entry.skip_metrics_generation), 0]);
     out.extend_from_slice(tenant);
     let checksum = seed.checksum(&out[begin + 8..]);
     out[begin + 4..begin + 8].copy_from_slice(&checksum.to_le_bytes());
@@ -106,6 +106,7 @@ pub(super) struct RecordHeader {
     pub(super) body_bytes: usize,
     pub(super) body_crc: u32,
     pub(super) at_ns: u64,
+    pub(super) skip_metrics_generation: bool,
 }
 
 impl RecordHeader {
@@ -119,7 +120,13 @@ impl RecordHeader {
     pub(super) fn read(seed: Seed, position: Position, bytes: &[u8]) -> Option<Self> {
         let fixed = bytes.first_chunk::<RECORD_HEADER_BYTES>()?;
         let tenant_bytes = usize::from(fixed[33]);
-        let header = Self { tenant_bytes, body_bytes: word(fixed, 8) as usize, body_crc: word(fixed, 12), at_ns: double_word(fixed, 24) };
+        let header = Self {
+            tenant_bytes,
+            body_bytes: word(fixed, 8) as usize,
+            body_crc: word(fixed, 12),
+            at_ns: double_word(fixed, 24),
+            skip_metrics_generation: fixed[34] == 1,
+        };
         let checked = bytes.get(8..RECORD_HEADER_BYTES + tenant_bytes)?;
         let good = fixed[..4] == RECORD_MAGIC
             && double_word(fixed, 16) == position.0

@@ -28,7 +28,8 @@
 //! | | | | 24 | 8 | time of the append, Unix nanoseconds |
 //! | | | | 32 | 1 | kind: 1 is an OTLP request |
 //! | | | | 33 | 1 | length of the tenant |
-//! | | | | 34 | 2 | zero |
+//! | | | | 34 | 1 | 1: no metrics are generated from it, else 0 |
+//! | | | | 35 | 1 | zero |
 //! | | | | 36 | | tenant, then body |
 //!
 //! The checksums of a record are continued from that of the log's identity, and a record knows its position. Hence bytes that a client
@@ -103,6 +104,21 @@ pub struct Settings {
     pub queue_bytes: usize,
 }
 
+/// What is appended: a request, and what its sender wants beside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// A validated `ExportTraceServiceRequest`.
+    pub body: Bytes,
+    /// Whether its spans are only stored: the metrics-generator passes them over.
+    pub skip_metrics_generation: bool,
+}
+
+impl From<Bytes> for Entry {
+    fn from(body: Bytes) -> Self {
+        Self { body, skip_metrics_generation: false }
+    }
+}
+
 /// A record read back.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -116,6 +132,8 @@ pub struct Record {
     pub tenant: Tenant,
     /// A validated `ExportTraceServiceRequest`. A slice of the read buffer.
     pub body: Bytes,
+    /// As of [`Entry`].
+    pub skip_metrics_generation: bool,
 }
 
 /// Why an append was refused. Nothing was acknowledged; the client should try again later.
@@ -197,7 +215,7 @@ struct Queue {
 #[derive(Debug)]
 struct Pending {
     tenant: Tenant,
-    body: Bytes,
+    entry: Entry,
     body_crc: u32,
     reply: oneshot::Sender<Result<Position, AppendError>>,
     /// Room in the queue, given back when the append is done.
@@ -291,25 +309,25 @@ impl Wal {
     ///
     /// # Errors
     /// The record was refused and will not be read back.
-    pub async fn append(&self, tenant: &Tenant, body: Bytes) -> Result<Position, AppendError> {
+    pub async fn append(&self, tenant: &Tenant, entry: impl Into<Entry>) -> Result<Position, AppendError> {
         let shared = &self.handle.shared;
-        let result = self.try_append(tenant, body).await;
+        let result = self.try_append(tenant, entry.into()).await;
         if let Err(error) = &result {
             shared.metrics.refuse(error);
         }
         result
     }
 
-    async fn try_append(&self, tenant: &Tenant, body: Bytes) -> Result<Position, AppendError> {
+    async fn try_append(&self, tenant: &Tenant, entry: Entry) -> Result<Position, AppendError> {
         let shared = &self.handle.shared;
-        let bytes = format::record_bytes(tenant, &body);
+        let bytes = format::record_bytes(tenant, &entry.body);
         if bytes > MAX_RECORD_BYTES {
             return Err(AppendError::TooLarge { bytes, max: MAX_RECORD_BYTES });
         }
         // A record larger than the whole queue takes all of it, or it would wait for ever.
         let room = bytes.min(shared.settings.queue_bytes).max(1) as u32;
         let room = Arc::clone(&self.handle.room).acquire_many_owned(room).await.map_err(|_| AppendError::Closed)?;
-        let body_crc = shared.seed.checksum(&body);
+        let body_crc = shared.seed.checksum(&entry.body);
         let (reply, answer) = oneshot::channel();
         {
             let mut queue = shared.queue.lock();
@@ -317,7 +335,7 @@ impl Wal {
                 return Err(AppendError::Closed);
             }
             shared.metrics.queue_bytes.add(bytes as i64);
-            queue.appends.push(Pending { tenant: tenant.clone(), body, body_crc, reply, _room: room });
+            queue.appends.push(Pending { tenant: tenant.clone(), entry, body_crc, reply, _room: room });
         }
         shared.wake.notify_one();
         answer.await.unwrap_or(Err(AppendError::Closed))

@@ -71,7 +71,8 @@ impl Scan {
         let Some(tenant) = self.tenant(&record[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + header.tenant_bytes]) else {
             return Ok(Step::Damage { to: next });
         };
-        Ok(Step::Record(Record { position, next, at: Duration::from_nanos(header.at_ns), tenant, body }))
+        let (at, skip_metrics_generation) = (Duration::from_nanos(header.at_ns), header.skip_metrics_generation);
+        Ok(Step::Record(Record { position, next, at, tenant, body, skip_metrics_generation }))
     }
 
     fn tenant(&mut self, name: &[u8]) -> Option<Tenant> {

@@ -179,8 +179,9 @@ async fn records_come_back_in_order_over_many_files() {
     for number in 0..300 {
         let (tenant, body) = (&tenants[number % 3 % 2], body(number, number * 37 % 3000));
         clock.advance(Duration::from_millis(3));
-        let position = wal.append(tenant, body.clone()).await.expect("appended");
-        sent.push((position, clock.now(), tenant.clone(), body));
+        let entry = Entry { body, skip_metrics_generation: number % 5 == 0 };
+        let position = wal.append(tenant, entry.clone()).await.expect("appended");
+        sent.push((position, clock.now(), tenant.clone(), entry));
         if number % 7 == 0 {
             reader.read(usize::MAX, &mut received).expect("readable");
             assert_eq!(received.len(), sent.len());
@@ -188,7 +189,8 @@ async fn records_come_back_in_order_over_many_files() {
     }
     reader.read(usize::MAX, &mut received).expect("readable");
     for records in [received, read_from(&wal, Position(0))] {
-        let found: Vec<_> = records.iter().map(|record| (record.position, record.at, record.tenant.clone(), record.body.clone())).collect();
+        let entry = |record: &Record| Entry { body: record.body.clone(), skip_metrics_generation: record.skip_metrics_generation };
+        let found: Vec<_> = records.iter().map(|record| (record.position, record.at, record.tenant.clone(), entry(record))).collect();
         assert_eq!(found, sent);
         assert!(records.windows(2).all(|pair| pair[0].next == pair[1].position));
     }
@@ -319,7 +321,7 @@ async fn a_record_inside_a_body_is_not_taken_for_one() {
     let forged = |seed: Seed, position: Position| {
         let mut record = Vec::new();
         let victim = Tenant::new("victim").expect("valid");
-        format::write_record_header(seed, position, 0, &victim, 4, seed.checksum(b"evil"), &mut record);
+        format::write_record_header(seed, position, 0, &victim, &Bytes::from_static(b"evil").into(), seed.checksum(b"evil"), &mut record);
         record.extend(b"evil");
         Bytes::from(record)
     };
@@ -656,7 +658,15 @@ async fn the_log_agrees_with_a_list(actions: Vec<Action>) {
                     if torn.len() >= FILE_HEADER_BYTES {
                         let mut record = Vec::new();
                         let seed = wal.handle.shared.seed;
-                        format::write_record_header(seed, *wal.head().borrow(), 0, &Tenant::single(), 300, 0, &mut record);
+                        format::write_record_header(
+                            seed,
+                            *wal.head().borrow(),
+                            0,
+                            &Tenant::single(),
+                            &Bytes::from(vec![0; 300]).into(),
+                            0,
+                            &mut record,
+                        );
                         record.extend(body(number, 300));
                         torn.extend(&record[..bytes.min(record.len() - 1)]);
                         fs::write(last, torn).expect("writable");

@@ -172,7 +172,7 @@ impl Writer {
             let mut batch = Vec::new();
             let mut bytes = 0;
             while let Some(append) = appends.next_if(|_| batch.is_empty() || begin + bytes < file_bytes) {
-                let size = format::record_bytes(&append.tenant, &append.body) as u64;
+                let size = format::record_bytes(&append.tenant, &append.entry.body) as u64;
                 if kept + bytes + size > max_bytes {
                     let cause = format!("it holds {} bytes of at most {max_bytes}", kept + bytes);
                     self.refuse(vec![append], &AppendError::Full(cause));
@@ -202,16 +202,16 @@ impl Writer {
         let mut header_ends = Vec::with_capacity(batch.len());
         let mut position = self.head;
         for append in batch {
-            let Pending { tenant, body, body_crc, .. } = append;
-            format::write_record_header(self.shared.seed, position, at, tenant, body.len(), *body_crc, &mut self.headers);
+            let Pending { tenant, entry, body_crc, .. } = append;
+            format::write_record_header(self.shared.seed, position, at, tenant, entry, *body_crc, &mut self.headers);
             header_ends.push(self.headers.len());
-            position.0 += format::record_bytes(tenant, body) as u64;
+            position.0 += format::record_bytes(tenant, &entry.body) as u64;
         }
         let mut slices = Vec::with_capacity(2 * batch.len());
         let mut begin = 0;
         for (append, end) in batch.iter().zip(header_ends) {
             slices.push(IoSlice::new(&self.headers[begin..end]));
-            slices.push(IoSlice::new(&append.body));
+            slices.push(IoSlice::new(&append.entry.body));
             begin = end;
         }
 
@@ -254,7 +254,7 @@ impl Writer {
         }
         let mut position = first;
         for append in batch {
-            let size = format::record_bytes(&append.tenant, &append.body);
+            let size = format::record_bytes(&append.tenant, &append.entry.body);
             metrics.queue_bytes.sub(size as i64);
             // Fails when the client is gone. The record stays: the client may have to send it again, as after any lost answer.
             let _ = append.reply.send(Ok(position));
@@ -268,7 +268,7 @@ impl Writer {
             self.last_log = Some(Instant::now());
         }
         for append in appends {
-            self.shared.metrics.queue_bytes.sub(format::record_bytes(&append.tenant, &append.body) as i64);
+            self.shared.metrics.queue_bytes.sub(format::record_bytes(&append.tenant, &append.entry.body) as i64);
             let _ = append.reply.send(Err(error.clone()));
         }
     }

@@ -35,6 +35,7 @@ use reference::{Name, Sums, count, shown};
 use storage::{
     clock::{Clock as _, SystemClock},
     id::Tenant,
+    wal::Entry,
 };
 
 use crate::harness::{Harness, shuffle, span_id, trace_id};
@@ -446,6 +447,25 @@ fn nobody_who_wants_nothing_is_counted() {
     let snapshot = harness.snapshots().latest();
     assert_eq!((shown(&snapshot, &wants).len(), shown(&snapshot, &other).len()), (1, 0));
     assert_eq!(harness.counter("tempo_metrics_generator_spans_received_total"), 2);
+}
+
+#[test]
+fn what_its_sender_generates_metrics_from_is_stored_only() {
+    let tenant = Tenant::single();
+    let harness = Harness::generating(settings(2), tenants(only_count(), Common::default()));
+    let skipped = |body: Bytes| Entry { body, skip_metrics_generation: true };
+    harness.block_on(async {
+        harness.wal().append(&tenant, skipped(request(&[span(1, 1, 1)]))).await.expect("append");
+        harness.wal().append(&tenant, request(&[span(2, 2, 2)])).await.expect("append");
+        harness.wal().append(&tenant, request(&[span(1, 1, 1)])).await.expect("append");
+        settled(&harness, 0).await;
+    });
+    let mut truth = BTreeMap::new();
+    let (resource, counted) = span(2, 2, 2);
+    count(&mut truth, &only_count(), &resource, &counted);
+    assert_eq!(shown(&harness.snapshots().latest(), &tenant), truth, "the first copy decides");
+    let readable = |trace| harness.block_on(harness.read(&tenant, trace_id(trace)));
+    assert_eq!((readable(1), readable(2)), (vec![span_id(1, 1)], vec![span_id(2, 2)]));
 }
 
 #[test]
