@@ -450,7 +450,7 @@ mod tests {
         let mut names = Vec::new();
         for tick in 0..6 {
             manifest = manifest.next(tick, &BTreeMap::new(), Vec::new(), u64::MAX, u64::MAX);
-            let series = store.put_object(manifest.sequence, "json.zst", Bytes::from_static(b"s")).await.expect("put");
+            let series = store.put_object(manifest.sequence, "series.zst", Bytes::from_static(b"s")).await.expect("put");
             let object = store.put_object(manifest.sequence, "ids", Bytes::from_static(b"i")).await.expect("put");
             names.push((series.clone(), object.clone()));
             let generator = manifest.generator.get_or_insert_default();

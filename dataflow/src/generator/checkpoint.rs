@@ -1,11 +1,12 @@
 //! Checkpoints of the generator: what workers report, and how it is kept on the bucket.
 //!
 //! For a commit each process writes two objects beside the manifest that is going to name them, each once under a name of its own: the
-//! series and waiting halves of its workers as of the checkpoint tick (`generator-<sequence>-<uuid>.json.zst`), and the identities of the
+//! series and waiting halves of its workers as of the checkpoint tick (`generator-<sequence>-<uuid>.series.zst`), and the identities of the
 //! spans that they counted since the commit before (`generator-<sequence>-<uuid>.ids`, see [`super::identities`]). An object that no
 //! manifest names is garbage of a crash. The next generation reads all of them and divides them anew.
 //!
-//! Layouts and tenants repeat from series to series, so they are listed once and series say which.
+//! Layouts and tenants repeat from series to series, so they are listed once and series say which. The bytes are those of postcard: a
+//! commit writes all series if one has changed, and a form without names and digits takes a fraction of the time that JSON takes.
 
 use std::{
     borrow::Cow,
@@ -58,17 +59,17 @@ pub(crate) struct Contents {
     pub(crate) halves: Vec<(Tenant, Half)>,
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
-/// Bytes of JSON that are given to the compressor at a time.
+/// Bytes that are given to the compressor at a time.
 const WRITE_BYTES: usize = 64 << 10;
 
 /// More than this is not decompressed.
 const MAX_BYTES: u64 = 4 << 30;
 
+/// What follows the version.
 #[derive(Serialize, Deserialize)]
 struct File<'a> {
-    version: u32,
     tick: u64,
     tenants: Vec<Tenant>,
     layouts: Vec<Arc<Layout>>,
@@ -93,7 +94,7 @@ pub(crate) enum CheckpointError {
     #[error("cannot be decompressed")]
     Compression(#[from] std::io::Error),
     #[error("is not what it should be")]
-    Json(#[from] serde_json::Error),
+    Postcard(#[from] postcard::Error),
     #[error("has version {0}, this program knows {VERSION}")]
     Version(u32),
     #[error("refers to tenant or layout {0}, which it does not have")]
@@ -119,22 +120,23 @@ impl Contents {
             Row { tenant, family: *family, labels, layout, agg, first: *first, last: *last }
         });
         let series = rows.collect();
-        let file = File { version: VERSION, tick, tenants, layouts, series, halves: Cow::Borrowed(&self.halves) };
+        let file = File { tick, tenants, layouts, series, halves: Cow::Borrowed(&self.halves) };
         let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
         encoder.include_checksum(true)?;
-        // JSON is written bracket by bracket.
-        let mut writer = BufWriter::with_capacity(WRITE_BYTES, encoder);
-        serde_json::to_writer(&mut writer, &file)?;
+        // Numbers are written one by one.
+        let writer = BufWriter::with_capacity(WRITE_BYTES, encoder);
+        let writer = postcard::to_io(&file, postcard::to_io(&VERSION, writer)?)?;
         Ok(writer.into_inner().map_err(IntoInnerError::into_error)?.finish()?)
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, CheckpointError> {
-        let mut text = Vec::new();
-        zstd::Decoder::new(bytes)?.take(MAX_BYTES).read_to_end(&mut text)?;
-        let file: File<'_> = serde_json::from_slice(&text)?;
-        if file.version != VERSION {
-            return Err(CheckpointError::Version(file.version));
+        let mut plain = Vec::new();
+        zstd::Decoder::new(bytes)?.take(MAX_BYTES).read_to_end(&mut plain)?;
+        let (version, rest) = postcard::take_from_bytes(&plain)?;
+        if version != VERSION {
+            return Err(CheckpointError::Version(version));
         }
+        let file: File<'_> = postcard::from_bytes(rest)?;
         let accumulated = |row: Row<'_>| {
             let tenant = file.tenants.get(row.tenant).ok_or(CheckpointError::Reference(row.tenant))?.clone();
             let layout = Arc::clone(file.layouts.get(row.layout).ok_or(CheckpointError::Reference(row.layout))?);
@@ -186,7 +188,7 @@ impl Keeper {
                 let contents = generated.contents.clone();
                 let encode = tokio::task::spawn_blocking(move || contents.encode(tick).map_err(|error| error.to_string()));
                 let encoded = encode.await.unwrap_or_else(|died| Err(died.to_string()));
-                Some(self.put(store, sequence, "json.zst", "series", encoded?.into()).await)
+                Some(self.put(store, sequence, "series.zst", "series", encoded?.into()).await)
             }
         };
         let identities = if generated.identities.is_empty() {
@@ -281,6 +283,16 @@ mod tests {
             Arc::new(Accumulated { series, agg, first: n, last: u64::MAX, exemplars: Vec::new() })
         };
         Contents { series: (0..50).map(accumulated).collect(), halves: Vec::new() }
+    }
+
+    #[test]
+    fn other_versions_are_told_apart() {
+        let of = |plain: &[u8]| zstd::encode_all(plain, 1).expect("compresses");
+        for (plain, says) in
+            [(&[1, 0, 0][..], "has version 1, this program knows 2"), (b"{\"version\":1}", "has version 123, this program knows 2")]
+        {
+            assert_eq!(Contents::decode(&of(plain)).expect_err("another version").to_string(), says);
+        }
     }
 
     #[test]

@@ -285,11 +285,11 @@ mod tests {
     }
 
     #[test]
-    fn a_series_comes_back_from_json() {
+    fn a_series_comes_back_from_bytes() {
         let layout = Layout { classic: Some([0.002, 16.384].into()), native: Some(3), ..Layout::COUNTER };
         let series = series(labels(&[("service", "a"), ("span_name", "GET /")]), layout);
-        let text = serde_json::to_string(&series).expect("encodes");
-        let back: Series = serde_json::from_str(&text).expect("decodes");
+        let bytes = postcard::to_stdvec(&series).expect("encodes");
+        let back: Series = postcard::from_bytes(&bytes).expect("decodes");
         assert_eq!(back, series);
         assert_eq!(back.definition(), series.definition());
     }

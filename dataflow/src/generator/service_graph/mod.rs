@@ -43,7 +43,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use storage::id::{Tenant, TraceId};
 
 use self::{
@@ -321,74 +321,37 @@ impl halves::Half {
     }
 }
 
-/// What a checkpoint keeps of a half.
+/// What a checkpoint keeps of a half. It is written in a form without names: no field may ever be left out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Half {
     /// The trace that it belongs to; its owner keeps the half.
-    #[serde(rename = "t", serialize_with = "to_hex", deserialize_with = "from_hex")]
     pub trace_id: TraceId,
     /// Id of the client's span.
-    #[serde(rename = "i")]
     pub span_id: u64,
     /// Which half.
-    #[serde(rename = "s")]
     pub side: Side,
     /// Whether it is of a message.
-    #[serde(rename = "m", default, skip_serializing_if = "is_false")]
     pub messaging: bool,
     /// Whether its span has the status error.
-    #[serde(rename = "f", default, skip_serializing_if = "is_false")]
     pub failed: bool,
     /// Whether it has found the other half; then it waits only for further ones.
-    #[serde(rename = "p", default, skip_serializing_if = "is_false")]
     pub paired: bool,
     /// Whether filter policies reject it.
-    #[serde(rename = "r", default, skip_serializing_if = "is_false")]
     pub filtered: bool,
     /// Whether it was answered by a half that filter policies reject.
-    #[serde(rename = "q", default, skip_serializing_if = "is_false")]
     pub partner_filtered: bool,
     /// The first tick that is too late.
-    #[serde(rename = "x")]
     pub expires: u64,
     /// Duration of its span.
-    #[serde(rename = "d")]
     pub duration_ns: u64,
     /// The client's end or the server's start, Unix nanoseconds.
-    #[serde(rename = "e")]
     pub time_ns: u64,
     /// How many spans its span stands for.
-    #[serde(rename = "w", default = "one", skip_serializing_if = "is_one")]
     pub weight: Weight,
     /// Its service.
-    #[serde(rename = "n")]
     pub service: Arc<str>,
     /// The other side's name if nobody comes.
-    #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<Arc<str>>,
     /// Labels that it adds.
-    #[serde(rename = "l", default, skip_serializing_if = "Vec::is_empty")]
     pub dimensions: Vec<(Arc<str>, Arc<str>)>,
-}
-
-fn to_hex<S: Serializer>(trace_id: &TraceId, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(trace_id)
-}
-
-fn from_hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TraceId, D::Error> {
-    let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-    TraceId::from_hex(&text).map_err(serde::de::Error::custom)
-}
-
-fn one() -> Weight {
-    Weight::ONE
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
-fn is_false(value: &bool) -> bool {
-    !*value
-}
-
-fn is_one(weight: &Weight) -> bool {
-    *weight == Weight::ONE
 }

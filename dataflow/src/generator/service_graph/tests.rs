@@ -401,10 +401,10 @@ fn any_settings() -> impl Strategy<Value = ServiceGraphs> {
     })
 }
 
-/// As the checkpoint does it: through JSON, onto as many workers as there are traces.
+/// As the checkpoint does it: through bytes, onto as many workers as there are traces.
 fn restored(settings: &ServiceGraphs, graphs: &[Graph], workers: u8) -> Vec<Graph> {
-    let shards: Vec<String> = graphs.iter().map(|graph| serde_json::to_string(&graph.snapshot()).expect("encodes")).collect();
-    let halves: Vec<Half> = shards.iter().flat_map(|shard| serde_json::from_str::<Vec<Half>>(shard).expect("decodes")).collect();
+    let shards: Vec<Vec<u8>> = graphs.iter().map(|graph| postcard::to_stdvec(&graph.snapshot()).expect("encodes")).collect();
+    let halves: Vec<Half> = shards.iter().flat_map(|shard| postcard::from_bytes::<Vec<Half>>(shard).expect("decodes")).collect();
     let of = |worker| {
         let mut graph = graph(settings);
         graph.restore(halves.iter().filter(|half| half.trace_id.0[0] % workers == worker).cloned());

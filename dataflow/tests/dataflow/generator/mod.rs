@@ -149,7 +149,7 @@ enum Step {
 }
 
 /// Everything that a commit writes, in the order in which it does.
-const OBJECTS: [&str; 5] = ["data.parquet", ".json.zst", ".ids", "manifest-", "meta.json"];
+const OBJECTS: [&str; 5] = ["data.parquet", ".series.zst", ".ids", "manifest-", "meta.json"];
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
