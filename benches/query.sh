@@ -9,6 +9,8 @@ here=$PWD/benches
 binary=$(realpath "${1:-target/release/rubato}")
 spans=${SPANS:-10000000}
 sync=never
+# What is measured are queries, on the same blocks from the first to the last.
+compaction_disabled=true
 
 . benches/server.sh
 start_server

@@ -1,5 +1,6 @@
 # Sourced by the benches: starts the release binary `$binary` in `$folder`, a folder of its own that is removed at the end, on free ports, and
-# defines how to ask it what it costs. Linux only: reads /proc. `$sync` is `rubato.wal.sync`, `$PROCESSORS` are those of the metrics-generator.
+# defines how to ask it what it costs. Linux only: reads /proc. `$sync` is `rubato.wal.sync`, `$PROCESSORS` are those of the
+# metrics-generator, `$compaction_disabled` keeps blocks as they are.
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/rubato-bench-XXXXXX")
 server=
@@ -46,6 +47,8 @@ overrides:
       max_traces_per_user: 10000000
     metrics_generator:
       processors: [${PROCESSORS:-}]
+    compaction:
+      compaction_disabled: ${compaction_disabled:-false}
 storage:
   trace:
     backend: local
