@@ -24,7 +24,7 @@ use super::{
     column::{Column, Decoder, Dictionary, Fetched, Strings, Values, Wrong},
     dedicated::{self, RESOURCE_LEAVES, SPAN_LEAVES, STATUS_CODE},
     reader::{Reader, corrupt, offset_indexes, pages},
-    row_group::{Parts, RowGroup, Wanted},
+    row_group::{Parts, RowGroup, Wanted, dictionary},
 };
 use crate::cache::Role;
 
@@ -177,8 +177,9 @@ impl Reader {
         if !chunk.encodings().any(coded) || chunk.encodings().any(|encoding| !coded(encoding) && !levels(encoding)) {
             return None;
         }
-        let (start, end) = (u64::try_from(chunk.dictionary_page_offset()?).ok()?, u64::try_from(chunk.data_page_offset()).ok()?);
-        (0 < start && start < end && end <= self.meta().size).then_some(start..end)
+        let range = dictionary(chunk)?;
+        let (start, end) = (u64::try_from(range.start).ok()?, u64::try_from(range.end).ok()?);
+        (end <= self.meta().size).then_some(start..end)
     }
 
     /// The dictionaries of some leaves of a row group, of those in which all strings that they can have stand.

@@ -124,11 +124,16 @@ impl RowGroup {
     }
 }
 
-/// Where a chunk lies in a file of `size` bytes.
-pub(crate) fn chunk_range(chunk: &ColumnChunkMetaData, size: u64) -> Result<Range<u64>, Wrong> {
+/// Where the dictionary page of a chunk says that it lies, if it has one: before the data pages. Nothing is said about the file.
+pub(super) fn dictionary(chunk: &ColumnChunkMetaData) -> Option<Range<i64>> {
     let data = chunk.data_page_offset();
     // Some writers say 0 when there is no dictionary.
-    let start = chunk.dictionary_page_offset().filter(|&start| 0 < start && start < data).unwrap_or(data);
+    chunk.dictionary_page_offset().filter(|&start| 0 < start && start < data).map(|start| start..data)
+}
+
+/// Where a chunk lies in a file of `size` bytes.
+pub(crate) fn chunk_range(chunk: &ColumnChunkMetaData, size: u64) -> Result<Range<u64>, Wrong> {
+    let start = dictionary(chunk).map_or(chunk.data_page_offset(), |dictionary| dictionary.start);
     let range = u64::try_from(start).ok().zip(u64::try_from(chunk.compressed_size()).ok());
     match range.and_then(|(start, length)| Some(start..start.checked_add(length)?)) {
         Some(range) if range.end <= size => Ok(range),

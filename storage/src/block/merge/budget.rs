@@ -15,7 +15,7 @@ use parquet::{
     file::metadata::{ColumnChunkMetaData, ParquetMetaData},
 };
 
-use super::{ROW_GROUP_BYTES, Settings, plan::Cost};
+use super::{super::row_group, ROW_GROUP_BYTES, Settings, plan::Cost};
 use crate::backend::UPLOAD_BYTES;
 
 /// A fraction of the budget that work gets, whatever is beside.
@@ -62,7 +62,7 @@ fn beside<'a>(threads: u64, footers: impl Iterator<Item = &'a ParquetMetaData>) 
         for group in footer.row_groups() {
             let mut sum = 0u64;
             for chunk in group.columns() {
-                let bytes = dictionary(chunk);
+                let bytes = dictionary_bytes(chunk);
                 sum = sum.saturating_add(bytes);
                 decoded = decoded.max(expanded(bytes, chunk));
             }
@@ -77,10 +77,8 @@ fn beside<'a>(threads: u64, footers: impl Iterator<Item = &'a ParquetMetaData>) 
 }
 
 /// Compressed bytes of a chunk's dictionary.
-fn dictionary(chunk: &ColumnChunkMetaData) -> u64 {
-    // Some writers say 0 when there is no dictionary.
-    let start = chunk.dictionary_page_offset().filter(|&start| 0 < start);
-    let bytes = start.and_then(|start| chunk.data_page_offset().checked_sub(start)).unwrap_or(0);
+fn dictionary_bytes(chunk: &ColumnChunkMetaData) -> u64 {
+    let bytes = row_group::dictionary(chunk).map_or(0, |dictionary| dictionary.end - dictionary.start);
     u64::try_from(bytes.min(chunk.compressed_size())).unwrap_or(0)
 }
 
