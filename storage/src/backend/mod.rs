@@ -56,7 +56,7 @@ pub use self::{
 pub(crate) use self::{
     listing::sort,
     read::{JOIN_GAP, JOIN_MAX, join},
-    upload::UPLOAD_BYTES,
+    upload::Expected,
 };
 
 /// Requests of one operation that are under way at the same time.
@@ -136,7 +136,7 @@ pub struct Store {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
     cache: Option<Cache>,
-    parts: upload::Parts,
+    parts: upload::Said,
     list_ranges: usize,
 }
 
@@ -144,13 +144,13 @@ impl Store {
     /// Blocks below `prefix` (empty: the root) of a bucket.
     pub fn new(objects: Arc<dyn ObjectStore>, prefix: &str) -> Self {
         let prefix = Path::parse(prefix).unwrap_or_else(|_| Path::from(prefix));
-        Self { objects, prefix, cache: None, parts: upload::Parts::default(), list_ranges: 1 }
+        Self { objects, prefix, cache: None, parts: upload::Said::default(), list_ranges: 1 }
     }
 
-    /// The same bucket; uploads go in parts of `bytes`, of which `in_flight` are under way at the same time.
+    /// The same bucket; uploads go in parts of `bytes`, of which at most `in_flight` are under way at the same time.
     #[must_use]
     pub fn with_parts(self, bytes: usize, in_flight: usize) -> Self {
-        Self { parts: upload::Parts { bytes: bytes.max(1), in_flight: in_flight.max(1) }, ..self }
+        Self { parts: upload::Said { bytes: Some(bytes), in_flight: Some(in_flight) }, ..self }
     }
 
     /// The same bucket; a long listing of blocks goes on in this many ranges at the same time. It must list in the order of names.

@@ -15,6 +15,7 @@ use super::{
     retry::Retry,
     s3,
     settings::{Requests, Settings, Tls},
+    upload::Said,
 };
 
 /// What a store needs beside its settings.
@@ -124,11 +125,10 @@ pub async fn open(settings: &Settings, components: Components<'_>) -> Result<Sto
     }
 }
 
-/// 0 is ours.
+/// 0 is not said.
 fn with_parts(store: Store, bytes: usize, in_flight: usize) -> Store {
-    let ours = store.parts;
-    let or = |written: usize, ours: usize| if written == 0 { ours } else { written };
-    store.with_parts(or(bytes, ours.bytes), or(in_flight, ours.in_flight))
+    let said = |written: usize| Some(written).filter(|&written| written > 0);
+    Store { parts: Said { bytes: said(bytes), in_flight: said(in_flight) }, ..store }
 }
 
 fn metadata(pairs: &std::collections::BTreeMap<String, String>) -> Attributes {

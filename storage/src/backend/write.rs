@@ -6,7 +6,10 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{ObjectStore as _, ObjectStoreExt as _, PutMode, path::Path};
 
-use super::{CONCURRENCY, Store, StoreError, Upload, refused};
+use super::{
+    CONCURRENCY, Store, StoreError, Upload, refused,
+    upload::{Expected, Parts},
+};
 use crate::{
     block::{Encoded, Meta},
     id::{BlockId, Tenant},
@@ -75,7 +78,12 @@ impl Store {
 
     /// Begins an object of a block that is written piece by piece and exists once it is finished.
     pub fn upload(&self, tenant: &Tenant, block: BlockId, name: &str) -> Upload {
-        Upload::new(Arc::clone(&self.objects), self.object_path(tenant, block, name), self.parts)
+        self.upload_of(tenant, block, name, Expected::UNKNOWN)
+    }
+
+    /// The same, of which something is known.
+    pub(crate) fn upload_of(&self, tenant: &Tenant, block: BlockId, name: &str, expected: Expected) -> Upload {
+        Upload::new(Arc::clone(&self.objects), self.object_path(tenant, block, name), Parts::new(self.parts, expected))
     }
 
     /// Writes a small object of a block unless it is there, and says whether it did. Of several that try, one does.

@@ -117,7 +117,7 @@ async fn ranges(store: &Store) {
 async fn uploads(store: &Store) {
     let (tenant, id) = (tenant("uploads"), BlockId::new_v4());
     let content = noise(LARGE);
-    for (length, piece) in [(0, 1), (10, 3), (store.parts.bytes, 1 << 20), (LARGE, 700_001)] {
+    for (length, piece) in [(0, 1), (10, 3), (store.parts.bytes.expect("parts of a test"), 1 << 20), (LARGE, 700_001)] {
         let mut upload = store.upload(&tenant, id, "data.parquet");
         for piece in content[..length].chunks(piece) {
             upload.write(piece).await.expect("write");

@@ -16,7 +16,9 @@ use parquet::{
 };
 
 use super::{super::row_group, ROW_GROUP_BYTES, Settings, plan::Cost};
-use crate::backend::UPLOAD_BYTES;
+
+/// A fraction of the budget that the parts of an upload may take, unless they cannot be so small.
+pub(super) const UPLOAD: u64 = 6;
 
 /// A fraction of the budget that work gets, whatever is beside.
 const LEAST: u64 = 4;
@@ -33,12 +35,12 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// For inputs with these footers.
-    pub(super) fn new<'a>(settings: &Settings, footers: impl ExactSizeIterator<Item = &'a ParquetMetaData>) -> Self {
+    /// For inputs with these footers, and an output whose upload holds `upload` bytes at most.
+    pub(super) fn new<'a>(settings: &Settings, upload: u64, footers: impl ExactSizeIterator<Item = &'a ParquetMetaData>) -> Self {
         let inputs = footers.len() as u64;
         let threads = settings.threads.max(1) as u64;
         let memory = settings.memory_bytes as u64;
-        let beside = beside(threads, footers);
+        let beside = beside(threads, upload, footers);
         let work = (memory / 8 * 5).saturating_sub(beside).max(memory / LEAST);
         let share = |parts: u64| work / parts.max(1);
         Self {
@@ -55,7 +57,7 @@ impl Budget {
 }
 
 /// Bytes that a merge holds however little it does at a time.
-fn beside<'a>(threads: u64, footers: impl Iterator<Item = &'a ParquetMetaData>) -> u64 {
+fn beside<'a>(threads: u64, upload: u64, footers: impl Iterator<Item = &'a ParquetMetaData>) -> u64 {
     let (mut stored, mut decoded, mut size) = (0u64, 0, 0u64);
     for footer in footers {
         let mut largest = 0;
@@ -73,7 +75,7 @@ fn beside<'a>(threads: u64, footers: impl Iterator<Item = &'a ParquetMetaData>) 
     }
     // Its page, and the strings of that.
     let decoded = decoded.saturating_mul(2 * threads);
-    stored.saturating_add(decoded).saturating_add(size.min(UPLOAD_BYTES))
+    stored.saturating_add(decoded).saturating_add(size.min(upload))
 }
 
 /// Compressed bytes of a chunk's dictionary.

@@ -70,7 +70,7 @@ use super::{
     reader::{DATA, failed},
 };
 use crate::{
-    backend::{CONCURRENCY, Store, StoreError, Upload},
+    backend::{CONCURRENCY, Expected, Store, StoreError, Upload},
     id::{BlockId, TraceId},
 };
 
@@ -116,7 +116,12 @@ pub async fn merge(store: &Store, inputs: &[Arc<Meta>], output: BlockId, setting
     let readers = try_join_all(inputs.iter().map(|meta| Reader::open(store, Arc::clone(meta)))).await?;
     let dedicated_columns = columns_of_all(&readers, output)?;
     let roles = Arc::new(Roles::of(format, &dedicated_columns));
-    let budget = Budget::new(settings, readers.iter().map(|reader| &**reader.footer()));
+    let expected = Expected {
+        bytes: inputs.iter().map(|meta| meta.size).fold(0, u64::saturating_add),
+        memory: settings.memory_bytes as u64 / budget::UPLOAD,
+    };
+    let mut upload = store.upload_of(&first.tenant_id, output, DATA, expected);
+    let budget = Budget::new(settings, upload.most(), readers.iter().map(|reader| &**reader.footer()));
     let leaves = roles.schema.leaves.len();
     let allowance = Arc::new(Allowance::new(budget.dictionaries));
     let source = |reader| Source::new(store, reader, leaves, roles.trace_id, budget.window, Arc::clone(&allowance));
@@ -144,7 +149,6 @@ pub async fn merge(store: &Store, inputs: &[Arc<Meta>], output: BlockId, setting
         ),
         last_ids: Vec::new(),
     };
-    let mut upload = store.upload(&first.tenant_id, output, DATA);
     let counts = match run(&mut input, &mut written, &mut upload, &roles, settings).await {
         Ok(counts) => counts,
         Err(error) => {
