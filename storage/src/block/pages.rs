@@ -260,6 +260,15 @@ pub(crate) enum Bounds {
     Integers(u64, u64),
 }
 
+#[cfg(test)]
+impl Page {
+    /// A page of a chunk that a test makes up.
+    pub(crate) fn of(rows: usize, length: usize) -> Self {
+        let kind = PageKind { dictionary: false, values: rows, encoding: Encoding::PLAIN, effort: Effort::Sequences };
+        Self { rows, length, kind, header: 0, raw: length }
+    }
+}
+
 /// A finished chunk, to be put into a file.
 #[derive(Debug)]
 pub(crate) struct Chunk {
