@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  memory_bytes ─┬─ beside: parts of the upload; dictionaries of the largest row group of every input, compressed,
-//!                │          and the largest of them on every thread decoded
+//!                │          and the largest of them decoded, of as many leaves as there are threads
 //!                ├─ work:   1/2 windows │ 1/4 leaves being decoded and written │ 3/16 row groups on their way │ 1/16 dictionaries that wait
 //!                └─ 3/8:    what nobody counts, and what an allocator takes for more than it gives
 //! ```
@@ -58,24 +58,29 @@ impl Budget {
 
 /// Bytes that a merge holds however little it does at a time.
 fn beside<'a>(threads: u64, upload: u64, footers: impl Iterator<Item = &'a ParquetMetaData>) -> u64 {
-    let (mut stored, mut decoded, mut size) = (0u64, 0, 0u64);
+    let (mut stored, mut size) = (0u64, 0u64);
+    // Of each leaf: its largest dictionary.
+    let mut decoded: Vec<u64> = Vec::new();
     for footer in footers {
         let mut largest = 0;
         for group in footer.row_groups() {
             let mut sum = 0u64;
-            for chunk in group.columns() {
+            decoded.resize(decoded.len().max(group.num_columns()), 0);
+            for (chunk, decoded) in group.columns().iter().zip(&mut decoded) {
                 let bytes = dictionary_bytes(chunk);
                 sum = sum.saturating_add(bytes);
-                decoded = decoded.max(expanded(bytes, chunk));
+                *decoded = expanded(bytes, chunk).max(*decoded);
             }
             largest = largest.max(sum);
             size = size.saturating_add(u64::try_from(group.compressed_size()).unwrap_or(0));
         }
         stored = stored.saturating_add(largest);
     }
+    // No two threads are at the same leaf.
+    decoded.sort_unstable_by(|one, other| other.cmp(one));
+    let decoded = decoded.into_iter().take(usize::try_from(threads).unwrap_or(usize::MAX)).fold(0, u64::saturating_add);
     // Its page, and the strings of that.
-    let decoded = decoded.saturating_mul(2 * threads);
-    stored.saturating_add(decoded).saturating_add(size.min(upload))
+    stored.saturating_add(decoded.saturating_mul(2)).saturating_add(size.min(upload))
 }
 
 /// Compressed bytes of a chunk's dictionary.
