@@ -89,6 +89,11 @@ impl Decoder {
         read().map_err(|what: Wrong| format!("leaf \"{}\": {what}", chunk.name))
     }
 
+    /// Forgets the levels of pages that were decoded, which are kept for other columns that share them. Those of other rows are of no use.
+    pub(crate) fn forget_levels(&mut self) {
+        self.frames = Frames::default();
+    }
+
     /// Takes levels of a column back that nobody needs any more, for the columns that come next.
     pub(crate) fn give_levels(&mut self, levels: Vec<u8>) {
         self.spare.give_levels(levels);

@@ -126,6 +126,7 @@ impl Worker {
     /// Lets go of what is kept from leaf to leaf of one row group.
     pub(super) fn forget(&mut self) {
         self.gathered.clear();
+        self.decoder.forget_levels();
         while !self.shapes.is_empty() {
             self.forget_shape();
         }
