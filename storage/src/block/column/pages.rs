@@ -35,7 +35,7 @@ impl Default for Decoder {
             codecs: Codecs::new(),
             dictionary_codecs: Codecs::new(),
             memo: Memo::default(),
-            spare: Spare::default(),
+            spare: Spare::within(usize::MAX / 2),
             frames: Frames::default(),
             room: None,
         }
@@ -64,6 +64,11 @@ impl Decoder {
     /// has many.
     pub(crate) fn within(room: usize) -> Self {
         Self { room: Some(room), ..Self::default() }
+    }
+
+    /// For columns that come one after the other, and are given back: at most so many bytes of those wait for the next.
+    pub(crate) fn keeping(bytes: usize) -> Self {
+        Self { spare: Spare::within(bytes), ..Self::default() }
     }
 
     fn take_room(&mut self, column: Column) -> Result<Column, Wrong> {

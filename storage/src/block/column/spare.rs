@@ -23,21 +23,46 @@ impl<T> Default for Stack<T> {
     }
 }
 
-impl<T: Default> Stack<T> {
-    fn take(&mut self) -> T {
-        self.0.pop().unwrap_or_default()
+/// Memory that an empty array has.
+trait Capacity {
+    fn bytes(&self) -> usize;
+}
+
+impl<T> Capacity for Vec<T> {
+    fn bytes(&self) -> usize {
+        self.capacity() * size_of::<T>()
+    }
+}
+
+impl Capacity for Strings {
+    fn bytes(&self) -> usize {
+        self.capacity()
+    }
+}
+
+impl<T: Default + Capacity> Stack<T> {
+    fn take(&mut self, room: &mut usize) -> T {
+        let array = self.0.pop().unwrap_or_default();
+        *room += array.bytes();
+        array
     }
 
-    fn give(&mut self, empty: T) {
-        if self.0.len() < KEPT {
+    fn give(&mut self, empty: T, room: &mut usize) {
+        if self.0.len() < KEPT
+            && let Some(rest) = room.checked_sub(empty.bytes())
+            && empty.bytes() > 0
+        {
+            *room = rest;
             self.0.push(empty);
         }
     }
 }
 
 /// See the module documentation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Spare {
+    /// Bytes that may be kept beyond those that are; dictionaries are not counted.
+    room: usize,
     levels: Stack<Vec<u8>>,
     codes: Stack<Vec<u32>>,
     strings: Stack<Strings>,
@@ -49,14 +74,28 @@ pub(super) struct Spare {
 }
 
 impl Spare {
+    /// Keeps at most so many bytes.
+    pub(super) fn within(room: usize) -> Self {
+        Self {
+            room,
+            levels: Stack::default(),
+            codes: Stack::default(),
+            strings: Stack::default(),
+            dictionary: None,
+            longs: Stack::default(),
+            doubles: Stack::default(),
+            bools: Stack::default(),
+        }
+    }
+
     /// An empty array of levels.
     pub(super) fn levels(&mut self) -> Vec<u8> {
-        self.levels.take()
+        self.levels.take(&mut self.room)
     }
 
     /// An empty array of codes.
     pub(super) fn codes(&mut self) -> Vec<u32> {
-        self.codes.take()
+        self.codes.take(&mut self.room)
     }
 
     /// No strings, for a dictionary of about so many bytes.
@@ -67,10 +106,10 @@ impl Spare {
     /// The same values, none, in an array with room.
     pub(super) fn room_for(&mut self, none: Values) -> Values {
         match none {
-            Values::Long(_) => Values::Long(self.longs.take()),
-            Values::Double(_) => Values::Double(self.doubles.take()),
-            Values::Bool(_) => Values::Bool(self.bools.take()),
-            Values::Bytes(_) => Values::Bytes(self.strings.take()),
+            Values::Long(_) => Values::Long(self.longs.take(&mut self.room)),
+            Values::Double(_) => Values::Double(self.doubles.take(&mut self.room)),
+            Values::Bool(_) => Values::Bool(self.bools.take(&mut self.room)),
+            Values::Bytes(_) => Values::Bytes(self.strings.take(&mut self.room)),
             codes @ Values::Codes { .. } => codes,
         }
     }
@@ -78,9 +117,7 @@ impl Spare {
     /// Takes an array of levels back.
     pub(super) fn give_levels(&mut self, mut levels: Vec<u8>) {
         levels.clear();
-        if levels.capacity() > 0 {
-            self.levels.give(levels);
-        }
+        self.levels.give(levels, &mut self.room);
     }
 
     /// Takes a dictionary back, unless somebody else needs it still.
@@ -92,26 +129,22 @@ impl Spare {
     /// Takes an array of codes back.
     pub(super) fn give_codes(&mut self, mut codes: Vec<u32>) {
         codes.clear();
-        if codes.capacity() > 0 {
-            self.codes.give(codes);
-        }
+        self.codes.give(codes, &mut self.room);
     }
 
     /// Takes the array of values back.
     pub(super) fn give_values(&mut self, values: Values) {
-        fn give<T>(stack: &mut Stack<Vec<T>>, mut array: Vec<T>) {
+        fn give<T>(stack: &mut Stack<Vec<T>>, mut array: Vec<T>, room: &mut usize) {
             array.clear();
-            if array.capacity() > 0 {
-                stack.give(array);
-            }
+            stack.give(array, room);
         }
+        let Self { room, strings, longs, doubles, bools, .. } = self;
         match values {
             Values::Codes { codes, .. } => self.give_codes(codes),
-            Values::Bytes(strings) if strings.is_empty() => {}
-            Values::Bytes(strings) => self.strings.give(strings.emptied()),
-            Values::Long(values) => give(&mut self.longs, values),
-            Values::Double(values) => give(&mut self.doubles, values),
-            Values::Bool(values) => give(&mut self.bools, values),
+            Values::Bytes(values) => strings.give(values.emptied(), room),
+            Values::Long(values) => give(longs, values, room),
+            Values::Double(values) => give(doubles, values, room),
+            Values::Bool(values) => give(bools, values, room),
         }
     }
 }

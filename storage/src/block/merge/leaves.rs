@@ -105,9 +105,10 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new() -> Self {
+    /// Keeps arrays of so many bytes, at most.
+    pub(super) fn new(kept: usize) -> Self {
         Self {
-            decoder: Decoder::default(),
+            decoder: Decoder::keeping(kept),
             press: Press::new(),
             shapes: VecDeque::new(),
             gathered: VecDeque::new(),

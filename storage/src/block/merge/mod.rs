@@ -202,7 +202,8 @@ async fn run(
     roles: &Arc<Roles>,
     settings: &Settings,
 ) -> Result<Counts, BlockError> {
-    let pool = Pool::start(settings.threads).map_err(|failure| written.name(failure, &[]))?;
+    let kept = usize::try_from(input.limit.raw).unwrap_or(usize::MAX / 2);
+    let pool = Pool::start(settings.threads, kept).map_err(|failure| written.name(failure, &[]))?;
     let mut counts = Counts::default();
     let mut plan = input.next().await?;
     while let Some(current) = plan {

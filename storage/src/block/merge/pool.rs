@@ -47,17 +47,17 @@ pub(super) struct Crew {
 }
 
 impl Pool {
-    /// Starts threads: at least one.
+    /// Starts threads: at least one. Each keeps arrays of so many bytes from leaf to leaf, at most.
     ///
     /// # Errors
     /// The system has no thread left.
-    pub(super) fn start(threads: usize) -> Result<Self, Failure> {
+    pub(super) fn start(threads: usize, kept: usize) -> Result<Self, Failure> {
         let mut others = Vec::new();
         for _ in 1..threads {
-            let mut worker = Worker::new();
+            let mut worker = Worker::new(kept);
             others.push(serve(move |errand: Errand| errand(&mut worker))?);
         }
-        let mut crew = Crew { own: Worker::new(), others };
+        let mut crew = Crew { own: Worker::new(kept), others };
         let orders = serve(move |(job, done): Order| {
             let result = job.run(&mut crew);
             drop(job);
