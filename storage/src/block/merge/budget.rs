@@ -23,6 +23,14 @@ pub(super) const UPLOAD: u64 = 6;
 /// A fraction of the budget that work gets, whatever is beside.
 const LEAST: u64 = 4;
 
+/// Memory for each thread, at least: with less, row groups become so small that they cost more than a further thread does.
+const THREAD: usize = 64 << 20;
+
+/// As many threads as there is memory for.
+pub(super) fn threads(settings: &Settings) -> usize {
+    settings.threads.min(settings.memory_bytes / THREAD).max(1)
+}
+
 /// What each kind of thing may take, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Budget {

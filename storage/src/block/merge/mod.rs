@@ -87,7 +87,7 @@ pub struct Settings {
     pub max_bytes_per_trace: usize,
     /// Resident bytes that the merge may take, about; more if the dictionaries of the inputs' row groups alone take half of them.
     pub memory_bytes: usize,
-    /// Threads that encode.
+    /// Threads that encode; fewer if there is too little memory for so many.
     pub threads: usize,
 }
 
@@ -112,6 +112,7 @@ pub struct Merged {
 /// An input cannot be read, or the bucket refused the output; what was written of it stays as garbage without a `meta.json`. Inputs that
 /// do not belong together.
 pub async fn merge(store: &Store, inputs: &[Arc<Meta>], output: BlockId, settings: &Settings) -> Result<Merged, BlockError> {
+    let settings = &Settings { threads: budget::threads(settings), ..settings.clone() };
     let (first, format) = check(inputs, output)?;
     let readers = try_join_all(inputs.iter().map(|meta| Reader::open(store, Arc::clone(meta)))).await?;
     let dedicated_columns = columns_of_all(&readers, output)?;
